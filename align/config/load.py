@@ -1,0 +1,240 @@
+"""From YAML and `section.key=value` overrides to a checked configuration.
+
+Precedence: default < YAML < command line. Every problem is reported at once, each unknown key with
+its nearest valid neighbour. Nothing here imports a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from align.config.stages import StageConfig, TrainingStage
+from align.errors import ConfigError, Problem
+
+Stage = TypeVar("Stage", bound=StageConfig)
+
+# Trainer keys that other sections own, and where to set them instead.
+OWNED_TRAINER_KEYS = {
+    "output_dir": "run.dir",
+    "logging_dir": "run.dir",
+    "seed": "run.seed",
+    "data_seed": "run.seed",
+    "report_to": "tracking.report_to",
+    "project": "tracking.project",
+    "resume_from_checkpoint": "the command-line flag --resume",
+    "model_init_kwargs": "the `model` section",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "model.chat_template",
+    "disable_tqdm": "nothing: Align draws its own progress",
+    "overwrite_output_dir": "run.overwrite",
+}
+
+
+def load_config(
+    stage: type[Stage], path: str | Path | None, overrides: Sequence[str] = ()
+) -> Stage:
+    """Read a stage's configuration.
+
+    Args:
+        stage: the stage's config class, e.g. `SFTStage`.
+        path: the YAML file; None for a configuration made of overrides only.
+        overrides: `section.key=value` strings; values are read as YAML.
+
+    Raises:
+        ConfigError: with every problem found: unknown keys, wrong types, bad trainer arguments.
+    """
+    problems: list[Problem] = []
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply_override(raw, override, problems)
+    config: Stage | None = None
+    try:
+        config = stage.model_validate(raw)
+    except ValidationError as error:
+        problems += [_explain(stage, item) for item in error.errors()]
+    trainer = raw.get("trainer") or {}
+    if stage.trainer_class and isinstance(trainer, dict):
+        problems += check_trainer_args(_import(stage.trainer_class), trainer)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def check_trainer_args(trainer_class: type, values: Mapping[str, Any]) -> list[Problem]:
+    """Problems with a `trainer:` section: unknown keys, owned keys and wrong types."""
+    problems = []
+    hints = _field_types(trainer_class)
+    for key, value in values.items():
+        where = f"trainer.{key}"
+        if key in OWNED_TRAINER_KEYS:
+            problems.append(
+                Problem(where, "is set elsewhere.", f"use {OWNED_TRAINER_KEYS[key]} instead.")
+            )
+        elif key not in hints:
+            problems.append(
+                Problem(where, f"{trainer_class.__name__} has no such key.", _nearest(key, hints))
+            )
+        else:
+            try:
+                _coerce(hints[key], value)
+            except ValidationError as error:
+                problems.append(
+                    Problem(where, f"{value!r} does not fit: {error.errors()[0]['msg'].lower()}.")
+                )
+    return problems
+
+
+def resolve_trainer_args(
+    trainer_class: type, values: Mapping[str, Any], **fixed: Any
+) -> dict[str, Any]:
+    """The keyword arguments of a trainer config: `values` with their types, then `fixed`."""
+    hints = _field_types(trainer_class)
+    return {key: _coerce(hints[key], value) for key, value in values.items()} | fixed
+
+
+def trainer_class_of(config: TrainingStage) -> type:
+    """The TRL or transformers config class that `trainer:` is passed to."""
+    assert config.trainer_class is not None
+    return _import(config.trainer_class)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        others = sorted(p.name for p in folder.glob("*.y*ml"))
+        near = difflib.get_close_matches(path.name, others, n=1)
+        fix = f"did you mean {folder / near[0]}?" if near else "check the path."
+        raise ConfigError([Problem(str(path), "no such configuration file.", fix)])
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = f"is not valid YAML ({getattr(error, 'problem', None) or error})."
+        raise ConfigError([Problem(line, what, "mend the indentation or quoting there.")]) from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        what = f"holds a {type(raw).__name__}, but sections are expected."
+        raise ConfigError([Problem(str(path), what, "start with `model:` and `data:`.")])
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        problems.append(
+            Problem(repr(override), "is not an override.", "write section.key=value, no spaces.")
+        )
+        return
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    node: Any = raw
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                problems.append(Problem(key, f"{part!r} is not an index below {len(node)}."))
+                return
+            node = node[int(part)]
+            continue
+        if not isinstance(node.get(part), dict | list):
+            if node.get(part) is not None:
+                where = ".".join(parents[: depth + 1])
+                problems.append(Problem(key, f"`{where}` holds a value, not a section."))
+                return
+            node[part] = {}
+        node = node[part]
+    if isinstance(node, list):
+        if last.isdigit() and int(last) < len(node):
+            node[int(last)] = value
+        else:
+            problems.append(Problem(key, f"{last!r} is not an index below {len(node)}."))
+    else:
+        node[last] = value
+
+
+def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
+    """One pydantic error in our words."""
+    location = list(item["loc"])
+    where = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        owner = _model_at(stage, location[:-1])
+        keys = owner.model_fields if owner else {}
+        kind = (
+            f"section `{'.'.join(map(str, location[:-1]))}`" if location[:-1] else "the top level"
+        )
+        return Problem(where, f"unknown key in {kind}.", _nearest(str(location[-1]), keys))
+    if item["type"] == "missing":
+        return Problem(where, "is required and missing.", f"add `{location[-1]}:`.")
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return Problem(where, f"{item['input']!r} does not fit: {message}.")
+
+
+def _model_at(root: type[BaseModel], location: Sequence[Any]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = root
+    for part in location:
+        if isinstance(part, int) or model is None:
+            continue
+        info = model.model_fields.get(str(part))
+        model = _section_in(info.annotation) if info else None
+    return model
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in typing.get_args(annotation):
+        found = _section_in(part)
+        if found:
+            return found
+    return None
+
+
+def _nearest(key: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    if len(valid) > 20:
+        return "see the documentation of that class."
+    return f"valid keys: {', '.join(sorted(valid))}." if valid else ""
+
+
+def _import(spec: str) -> type:
+    module, _, name = spec.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _field_types(trainer_class: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(trainer_class)
+    fields = dataclasses.fields(trainer_class)
+    return {field.name: hints.get(field.name, Any) for field in fields if field.init}
+
+
+def _coerce(hint: Any, value: Any) -> Any:
+    """Read "1e-5" as a float (YAML takes it for text); a type pydantic cannot check passes."""
+    try:
+        adapter = TypeAdapter(hint)
+    except Exception:
+        return value
+    origin = typing.get_origin(hint)
+    members = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and float in members:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return adapter.validate_python(value)

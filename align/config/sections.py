@@ -1,0 +1,181 @@
+"""The sections of a configuration file, typed, with their defaults.
+
+`trainer` is not here: it is checked against, and passed to, the TRL or transformers config of the
+stage (`align.config.load`). Paths are relative to the working directory. Leaves out whatever a
+stage does not read: each stage lists its own sections in `align.config.stages`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    """Where the run lives and what makes it repeatable."""
+
+    dir: str | None = None  # default: runs/<stage>-<time>
+    seed: int = 42
+    overwrite: bool = False  # start over in a directory that holds a finished or failed run
+
+
+class ModelSection(Section):
+    """The model a stage starts from."""
+
+    path: str  # a directory or a hub id; an adapter directory is merged into its base
+    revision: str | None = None
+    tokenizer: str | None = None  # default: the model's own
+    chat_template: str | None = None  # a .jinja file, or the name of a built-in one
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None  # QLoRA: needs peft
+    freeze: list[str] = Field(default_factory=list)  # regular expressions on parameter names
+    trust_remote_code: bool = False
+
+
+class SourceSection(Section):
+    """One source of data."""
+
+    path: str  # .jsonl .json .csv .parquet (.gz too), a hub id, a folder, or a store URL
+    split: str = "train"  # of a hub dataset
+    weight: float = Field(default=1.0, gt=0)  # share of the mixture, relative to its siblings
+    limit: int | None = Field(default=None, gt=0)  # first rows only
+    format: Literal[
+        "auto",
+        "text",
+        "messages",
+        "prompt-completion",
+        "preference",
+        "hh",
+        "unpaired",
+        "prompts",
+        "store",
+    ] = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
+
+
+def _as_sources(value: Any) -> Any:
+    """A path, or a list of paths and sources, as a list of sources."""
+    items = [value] if isinstance(value, str | dict) else value
+    if not isinstance(items, list):
+        return value
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[SourceSection], BeforeValidator(_as_sources)]
+
+
+class DataSection(Section):
+    """What a stage trains and validates on."""
+
+    train: Sources = Field(min_length=1)
+    validation: Sources | None = None  # default: a fraction of train
+    test: Sources | None = None
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)  # by prompt, never by row
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    split_seed: int = 0  # the same seed splits the same prompts alike in every stage
+    bad_rows: Literal["strict", "quarantine"] = "strict"
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    near_threshold: float = Field(default=0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams
+    overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length
+    system_prompt: str | None = None
+
+
+class PeftSection(Section):
+    """Parameter-efficient fine-tuning; `kwargs` go to the PEFT config of `method` as they are."""
+
+    method: Literal[
+        "lora",
+        "prefix_tuning",
+        "prompt_tuning",
+        "p_tuning",
+        "ia3",
+        "adalora",
+        "oft",
+        "boft",
+        "vera",
+        "ln_tuning",
+    ] = "lora"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class GuardSection(Section):
+    """One guard against forgetting; `type: ewc` reads a saved Fisher or estimates one."""
+
+    type: Literal["ewc"]
+    strength: float = Field(gt=0)
+    data: str | None = None  # what must not be forgotten: rows the stage's format can read
+    samples: int = Field(default=256, gt=0)  # rows that the Fisher is estimated on
+    artefact: str | None = None  # a Fisher written by an earlier run, instead of data
+
+
+class NormalisationSection(Section):
+    """Mean 0 and std 1 over samples of a policy, saved in the reward model."""
+
+    policy: str | None = None  # default: the causal LM that the reward model starts from
+    prompts: int = Field(default=256, ge=2)
+    max_new_tokens: int = Field(default=128, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class RewardSourceSection(Section):
+    """One reward: a trained reward model's directory, or a function `module:function`."""
+
+    path: str | None = None
+    function: str | None = None
+    weight: float = 1.0
+    normalise: bool = True  # a reward model's saved statistics; PPO refuses a model without them
+
+
+class RolloutSection(Section):
+    """How completions are sampled."""
+
+    max_new_tokens: int = Field(default=128, gt=0)
+    min_new_tokens: int = Field(default=0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=64, gt=0)  # completions decoded at once
+
+
+class ValueSection(Section):
+    """The critic of PPO."""
+
+    backbone: Literal["shared", "separate"] = "separate"
+    init: str = "zero"  # "zero", or the directory of a reward model whose head it starts from
+    learning_rate: float | None = None  # default: the policy's
+
+
+class JudgeSection(Section):
+    """Who compares answers in `align evaluate`: a reward model or a function."""
+
+    path: str | None = None  # a reward model's directory
+    function: str | None = None  # module:function with the signature of a reward function
+
+
+class EvaluateSection(Section):
+    """What `align evaluate` measures."""
+
+    models: dict[str, str]  # name: directory; the first is the baseline
+    prompts: int = Field(default=200, gt=0)
+    samples: int = Field(default=1, gt=0)  # completions per prompt and model
+    reference: str | None = None  # KL is measured to this model; default: the baseline
+    reward_model: str | None = None  # measured on held-out preferences
+    preferences: str | None = None  # those preferences
+
+
+class TrackingSection(Section):
+    """Where metrics go, beside metrics.jsonl."""
+
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]] = Field(
+        default_factory=lambda: ["tensorboard"]
+    )
+    project: str = "align"
+    non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch

@@ -1,0 +1,90 @@
+"""What each stage reads: its sections, and the trainer config that `trainer:` is passed to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from align.config.sections import (
+    DataSection,
+    EvaluateSection,
+    GuardSection,
+    JudgeSection,
+    ModelSection,
+    NormalisationSection,
+    PeftSection,
+    RewardSourceSection,
+    RolloutSection,
+    RunSection,
+    Section,
+    TrackingSection,
+    ValueSection,
+)
+
+
+class StageConfig(Section):
+    """What every stage reads. `trainer_class` is imported when it is needed."""
+
+    stage: ClassVar[str]
+    trainer_class: ClassVar[str | None] = None  # "module:name"
+
+    run: RunSection = Field(default_factory=RunSection)
+
+
+class TrainingStage(StageConfig):
+    """What every training stage reads."""
+
+    model: ModelSection
+    data: DataSection
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    peft: PeftSection | None = None
+    guards: list[GuardSection] = Field(default_factory=list)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+
+class SFTStage(TrainingStage):
+    """`align sft`."""
+
+    stage: ClassVar[str] = "sft"
+    trainer_class: ClassVar[str | None] = "trl:SFTConfig"
+
+
+class RewardStage(TrainingStage):
+    """`align reward`."""
+
+    stage: ClassVar[str] = "reward"
+    trainer_class: ClassVar[str | None] = "trl:RewardConfig"
+    normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
+
+
+class DPOStage(TrainingStage):
+    """`align dpo`."""
+
+    stage: ClassVar[str] = "dpo"
+    trainer_class: ClassVar[str | None] = "trl:DPOConfig"
+
+
+class PPOStage(TrainingStage):
+    """`align ppo`."""
+
+    stage: ClassVar[str] = "ppo"
+    trainer_class: ClassVar[str | None] = "align.ppo.config:PPOConfig"
+    reward: list[RewardSourceSection] = Field(min_length=1)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    value: ValueSection = Field(default_factory=ValueSection)
+
+
+class EvaluateStage(StageConfig):
+    """`align evaluate`."""
+
+    stage: ClassVar[str] = "evaluate"
+    evaluate: EvaluateSection
+    data: DataSection
+    judge: JudgeSection
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    cls.stage: cls for cls in (SFTStage, RewardStage, DPOStage, PPOStage, EvaluateStage)
+}

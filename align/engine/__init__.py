@@ -1,0 +1,1 @@
+"""What every stage shares: models, tokenizers, trainers, guards, checkpoints, launching."""

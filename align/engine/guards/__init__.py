@@ -1,0 +1,1 @@
+"""Guards against forgetting: one file, one paper each."""

@@ -1,0 +1,1 @@
+"""PPO: advantages, objectives and KL as pure functions; experience; the trainer."""

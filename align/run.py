@@ -1,0 +1,328 @@
+"""The run directory: everything one needs to understand, repeat, resume and compare a run.
+
+    run.json         stage, status, command, seed, git commit, versions, device, fingerprints,
+                     lineage (`parents`), warnings, results
+    config.yaml      the resolved configuration
+    metrics.jsonl    one JSON object per logged step
+    data_card.json   what the data were
+    samples.jsonl    prompts with completions, before and after
+    checkpoints/     checkpoint-<step>, each with a SHA-256 manifest written last
+    model/           the result
+
+A directory belongs to one process at a time (`run.lock`). Leaves out what is in a checkpoint:
+`align.engine.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from align import __version__
+from align.config.stages import StageConfig
+from align.errors import AlignError, Interrupted, RunError
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+
+
+class Run:
+    """An open run directory. Use `open_run`, which locks it and records how it ended."""
+
+    def __init__(self, path: Path, stage: str):
+        self.path = path
+        self.stage = stage
+        self.record: dict[str, Any] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the final model."""
+        return self.path / "model"
+
+    def update(self, **values: Any) -> None:
+        """Merge values into run.json."""
+        self.record.update(values)
+        write_json(self.path / "run.json", self.record)
+
+    def add_parent(self, role: str, path: str | Path, **details: Any) -> None:
+        """Record what this run came from: `role` is model, reward, data or value.
+
+        A path inside another run's directory links to that run.
+        """
+        entry = {"role": role, "path": str(path), "run": find_run(path)} | details
+        parents = self.record.setdefault("parents", [])
+        if entry not in parents:
+            self.update(parents=[*parents, entry])
+
+    def warn(self, message: str) -> None:
+        """Keep a warning for the report (once)."""
+        if message not in self.record.setdefault("warnings", []):
+            self.update(warnings=[*self.record["warnings"], message])
+
+    def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one line to metrics.jsonl."""
+        line = {"step": step, "time": round(time.time(), 3)} | dict(metrics)
+        append_jsonl(self.path / "metrics.jsonl", line)
+
+    def finish(self, **results: Any) -> None:
+        """Record results; the status becomes `completed` when `open_run` leaves."""
+        self.update(results=self.record.get("results", {}) | results)
+
+
+@contextmanager
+def open_run(
+    config: StageConfig, *, resume: bool = False, command: list[str] | None = None
+) -> Iterator[Run]:
+    """Open, lock and close a run directory; the way it ended is written whatever happens.
+
+    Args:
+        config: the stage's configuration; `run.dir` names the directory.
+        resume: continue what is there; otherwise the directory must be new, empty, or
+            `run.overwrite` set.
+        command: the command line, for the record.
+
+    Raises:
+        RunError: another process holds the directory; it holds another run and neither resume
+            nor overwrite was asked for; a resumed run's configuration differs.
+    """
+    path = Path(config.run.dir or f"runs/{config.stage}-{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot create the run directory {path}: {error.strerror}. Fix: set run.dir to a "
+            "folder you may write to."
+        ) from error
+    with _locked(path):
+        run = Run(path, config.stage)
+        resolved = config.model_dump(mode="json") | {"stage": config.stage}
+        _prepare(run, resolved, resume=resume, overwrite=config.run.overwrite)
+        run.update(
+            status="running",
+            command=command or sys.argv,
+            pid=os.getpid(),
+            device=describe_device(),
+            versions=versions(),
+            git=git_state(),
+            python=platform.python_version(),
+            error=None,
+        )
+        try:
+            yield run
+        except (KeyboardInterrupt, Interrupted) as error:
+            run.update(status="interrupted", finished=now(), error=str(error) or "interrupted")
+            raise
+        except BaseException as error:
+            kind = type(error).__name__
+            run.update(status="failed", finished=now(), error=f"{kind}: {error}")
+            raise
+        else:
+            run.update(status="completed", finished=now())
+
+
+def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    existing = run.path / "run.json"
+    if existing.is_file():
+        run.record = json.loads(existing.read_text())
+        if resume:
+            _check_same(run.path, resolved)
+            run.update(resumed=[*run.record.get("resumed", []), now()])
+            return
+        if not overwrite:
+            raise RunError(
+                f"{run.path} already holds a {run.record.get('stage')} run "
+                f"({run.record.get('status')}). Fix: add --resume to continue it, choose another "
+                "run.dir, or set run.overwrite=true to start over."
+            )
+        clear(run.path)
+    elif resume:
+        raise RunError(
+            f"--resume: {run.path} holds no run. Fix: set run.dir to the run to continue."
+        )
+    run.record = {
+        "schema": 1,
+        "stage": run.stage,
+        "started": now(),
+        "seed": resolved["run"]["seed"],
+    }
+    run.record |= {"parents": [], "warnings": [], "results": {}, "name": run.path.name}
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    (run.path / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def _check_same(path: Path, resolved: dict[str, Any]) -> None:
+    """A resumed run may only change where and how long it runs."""
+    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    free = {"run", "tracking"}
+    changed = [
+        f"{section}: {before.get(section)!r} -> {value!r}"
+        for section, value in resolved.items()
+        if section not in free and before.get(section) != value
+    ]
+    if changed:
+        raise RunError(
+            f"--resume: the configuration differs from the one {path} was started with "
+            f"({'; '.join(changed)}). Fix: resume with the same file and overrides, or start a "
+            "new run."
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold run.lock. In a distributed run only the first process takes it."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    with open(path / "run.lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise RunError(
+                f"{path} is in use by process {holder}. Fix: wait for it to end, stop it, or "
+                "choose another run.dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def clear(path: Path) -> None:
+    """Empty a run directory, its lock apart."""
+    for item in path.iterdir():
+        if item.name == "run.lock":
+            continue
+        shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
+def find_run(path: str | Path) -> str | None:
+    """The run directory that a path lies in, if any."""
+    place = Path(path)
+    for folder in (place, *place.parents):
+        if (folder / "run.json").is_file():
+            return str(folder)
+    return None
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 (16 hex digits) of a file, or of a model directory: weights, config, tokenizer."""
+    place = Path(path)
+    digest = hashlib.sha256()
+    if place.is_dir():
+        kinds = ("*.safetensors", "*.json", "*.model", "*.jinja")
+        files = sorted({f for kind in kinds for f in place.glob(kind)})
+    else:
+        files = [place] if place.is_file() else []
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16] if files else "none"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Align and of the libraries that decide its numbers."""
+    found = {"align": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and dirtiness of the working directory's repository, if it is one."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        text = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = text.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
+
+
+def describe_device() -> str:
+    """The accelerator, or the CPU with its threads."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically; NaN and infinity become null."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def append_jsonl(path: Path, value: Any) -> None:
+    """Append one JSON line; NaN and infinity become null."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(_finite(value), ensure_ascii=False, default=str) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; a missing file is empty, a torn last line is dropped."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit status a command ends with for an error."""
+    if isinstance(error, AlignError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -1,0 +1,1 @@
+"""One file a stage, each a short story: seed, model, data, train, evaluate, save."""

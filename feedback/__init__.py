@@ -1,0 +1,1 @@
+"""What people said: comparisons, their store and how far they agree."""

@@ -1,0 +1,1 @@
+"""What is good: reward models, reward functions and the data they learn from."""

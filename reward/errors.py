@@ -1,0 +1,17 @@
+"""Errors of the reward layer; `align.errors` re-exports them."""
+
+from __future__ import annotations
+
+from feedback.errors import AlignError
+
+
+class ModelError(AlignError, ValueError):
+    """A model or tokenizer cannot be used as it is."""
+
+    exit_code = 4
+
+
+class RewardError(AlignError, RuntimeError):
+    """A reward function or reward model failed or returned something unusable."""
+
+    exit_code = 5
