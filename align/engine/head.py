@@ -1,0 +1,159 @@
+"""Per-token log-probabilities at completion positions only, in chunks, on every device.
+
+The head is the largest matrix product of a small model and the largest tensor of a large one
+(B x T x V logits): scoring only the tokens that train, a chunk at a time, keeps both small.
+Chunks recompute their logits in the backward pass. Temperature divides the logits here, in policy
+and reference alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from align.types import Rollout
+
+CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, right under left padding: (B, T) int64."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under a PEFT wrapper, if any; its layers keep their adapters."""
+    inner = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    return inner  # type: ignore[return-value]
+
+
+def has_virtual_tokens(model: nn.Module) -> bool:
+    """Whether PEFT prepends learnt tokens, so that only the wrapper's forward is right."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    if not isinstance(configs, Mapping):
+        return False
+    return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states of a causal language model's backbone, (B, T, H)."""
+    backbone = causal_lm(model).base_model
+    extra = {}
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        extra["position_ids"] = position_ids(attention_mask)
+    output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)
+    return output.last_hidden_state
+
+
+def score_tokens(
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (and entropy) of N target tokens from their N hidden states.
+
+    Args:
+        model: the causal language model whose head is used.
+        hidden: (N, H) states at the positions *before* the targets.
+        targets: (N,) int64.
+        temperature: divides the logits.
+        with_entropy: otherwise the second result is zeros.
+
+    Returns:
+        log-probabilities and entropies, each (N,) float32.
+    """
+    base = causal_lm(model)
+    head = base.get_output_embeddings()
+    config = base.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling.
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+
+    def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float() * scale
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits / temperature
+        normaliser = logits.logsumexp(dim=-1)
+        logprobs = logits.gather(1, ids[:, None]).squeeze(1) - normaliser
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
+        entropy = normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)
+        return logprobs, entropy
+
+    size = max(1, CHUNK_LOGITS // max(1, config.vocab_size))
+    if len(targets) <= size:
+        return score(hidden, targets)
+    recompute = torch.is_grad_enabled()
+    parts = [
+        checkpoint(score, states, ids, use_reentrant=False) if recompute else score(states, ids)
+        for states, ids in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def completion_logprobs(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of the completion, the last A columns of the input.
+
+    Args:
+        model: causal language model, a PEFT wrapper included.
+        input_ids: (B, T), prompt left-padded, completion right-padded.
+        attention_mask: (B, T).
+        mask: (B, A), 1 on completion tokens.
+        temperature: the sampling temperature.
+        with_entropy: whether entropies are wanted (costs a softmax).
+        hidden: (B, T, H) when the backbone has run already.
+
+    Returns:
+        two (B, A) float32 tensors, 0 outside the mask.
+    """
+    width = mask.shape[1]
+    kept = mask.bool()
+    targets = input_ids[:, -width:][kept]
+    if hidden is None and has_virtual_tokens(model):
+        logits = model(
+            input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=width + 1
+        ).logits
+        scaled = logits[:, -width - 1 : -1][kept].float() / temperature
+        table = scaled.log_softmax(dim=-1)
+        flat = table.gather(1, targets[:, None]).squeeze(1)
+        flat_entropy = -(table.exp() * table).sum(dim=-1)
+    else:
+        if hidden is None:
+            hidden = hidden_states(model, input_ids, attention_mask)
+        states = hidden[:, -width - 1 : -1][kept]
+        flat, flat_entropy = score_tokens(model, states, targets, temperature, with_entropy)
+    shape = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return shape.masked_scatter(kept, flat), shape.masked_scatter(kept, flat_entropy)
+
+
+def policy_logprobs(policy: nn.Module, rollout: Rollout) -> Tensor:
+    """Log-probabilities of a rollout's completions under `policy`, (B, A), with gradients."""
+    device = next(policy.parameters()).device
+    return completion_logprobs(
+        policy,
+        rollout.input_ids.to(device),
+        rollout.attention_mask.to(device),
+        rollout.mask.to(device),
+        rollout.temperature,
+    )[0]

@@ -1,0 +1,247 @@
+"""Loading of policies, references and tokenizers; adapters, quantisation and freezing.
+
+A policy that starts from an adapter has it merged first, and the reference is a snapshot of that
+start: never the adapter's base model (pains: the LoRA reference was the base model).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl.models.utils import disable_dropout_in_model
+
+from align.engine.tokenizer import load_tokenizer, match_embeddings
+from align.errors import MissingDependencyError, ModelError
+from reward.model import initialise_head
+
+PEFT_CONFIGS = {
+    "lora": peft.LoraConfig,
+    "prefix_tuning": peft.PrefixTuningConfig,
+    "prompt_tuning": peft.PromptTuningConfig,
+    "p_tuning": peft.PromptEncoderConfig,
+    "ia3": peft.IA3Config,
+    "adalora": peft.AdaLoraConfig,
+    "oft": peft.OFTConfig,
+    "boft": peft.BOFTConfig,
+    "vera": peft.VeraConfig,
+    "ln_tuning": peft.LNTuningConfig,
+}
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    tokenizer: str | None = None,
+    chat_template: str | None = None,
+    dtype: str = "auto",
+    with_reference: bool = True,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase]:
+    """A policy, a frozen snapshot of it, and its tokenizer.
+
+    Args:
+        path: directory or hub id; an adapter's directory is merged into its base.
+        tokenizer: where the tokenizer is, if not with the model.
+        chat_template: a built-in name or a .jinja file, if the tokenizer has none.
+        dtype: float32, bfloat16, float16, or auto (see `resolve_dtype`).
+        with_reference: False returns None in the reference's place.
+        **kwargs: `revision`, `attn_implementation`, `quantization`, `trust_remote_code`.
+
+    Raises:
+        ModelError: the model or tokenizer cannot be loaded or used.
+    """
+    loaded = load_tokenizer(tokenizer or path, chat_template=chat_template)
+    policy = load_causal_lm(path, dtype=dtype, **kwargs)
+    match_embeddings(policy, loaded)
+    disable_dropout_in_model(policy)
+    reference = snapshot(policy) if with_reference else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not getattr(policy, "quantization_method", None):
+        policy.to(device)
+        if reference is not None:
+            reference.to(device)
+    return policy, reference, loaded
+
+
+def load_causal_lm(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model; an adapter's directory is loaded and merged.
+
+    Raises:
+        ModelError: nothing loadable is there, or the weights hold NaN or infinity.
+        MissingDependencyError: quantisation without bitsandbytes.
+    """
+    kwargs: dict[str, Any] = {
+        "dtype": resolve_dtype(dtype, quantized=quantization is not None),
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    if attn_implementation:
+        kwargs["attn_implementation"] = attn_implementation
+    if quantization:
+        kwargs["quantization_config"] = quantization_config(quantization)
+    try:
+        if (Path(path) / "adapter_config.json").is_file():
+            adapted = peft.AutoPeftModelForCausalLM.from_pretrained(str(path), **kwargs)
+            model = adapted.merge_and_unload()
+            model.config._name_or_path = str(path)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(str(path), **kwargs)
+    except (OSError, ValueError) as error:
+        raise ModelError(_not_loadable(path, error)) from error
+    check_finite(model, path)
+    return model
+
+
+def load_reward_start(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: str = "auto"
+) -> PreTrainedModel:
+    """A one-label classifier on a causal model's backbone, its head freshly initialised.
+
+    A directory that holds a reward model already keeps its head.
+
+    Raises:
+        ModelError: nothing loadable is there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+        trained = any("SequenceClassification" in name for name in config.architectures or [])
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(path), num_labels=1, dtype=resolve_dtype(dtype)
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_not_loadable(path, error)) from error
+    match_embeddings(model, tokenizer)
+    if not trained:
+        initialise_head(model, seed)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def snapshot(model: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy for the reference."""
+    reference = copy.deepcopy(model)
+    reference.requires_grad_(False)
+    return reference.eval()
+
+
+def resolve_dtype(name: str, quantized: bool = False) -> torch.dtype:
+    """The dtype of the weights: auto is float32 (autocast does bf16), bf16 when quantised."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if quantized else torch.float32
+
+
+def quantization_config(bits: str) -> BitsAndBytesConfig:
+    """4bit (NF4, double quantisation, bf16 compute: Dettmers et al. 2023) or 8bit.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"model.quantization={bits} needs bitsandbytes. Fix: pip install "
+            "'align-rlhf[quantization]' (a CUDA device is needed too), or remove it."
+        ) from error
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def peft_config(method: str, kwargs: dict[str, Any], task: str) -> peft.PeftConfig:
+    """A PEFT config; for a classifier the score head trains in full.
+
+    Raises:
+        ModelError: PEFT refuses the arguments.
+    """
+    given = {"task_type": task} | kwargs
+    if task == "SEQ_CLS" and method == "lora":
+        given.setdefault("modules_to_save", ["score"])
+    try:
+        return PEFT_CONFIGS[method](**given)
+    except TypeError as error:
+        raise ModelError(
+            f"peft.kwargs does not fit {PEFT_CONFIGS[method].__name__}: {error}."
+        ) from error
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Freeze the parameters whose name a regular expression finds; returns how many.
+
+    Raises:
+        ModelError: a pattern is malformed, matches nothing, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {name for name in names if re.search(pattern, name)}
+        except re.error as error:
+            raise ModelError(
+                f"model.freeze: {pattern!r} is no regular expression: {error}."
+            ) from None
+        if not matched:
+            shown = ", ".join(names[:4])
+            raise ModelError(
+                f"model.freeze: {pattern!r} matches no parameter. Names look like {shown}, ..."
+            )
+        frozen |= matched
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("model.freeze leaves nothing to train. Fix: freeze less.")
+    return len(frozen)
+
+
+def check_finite(model: nn.Module, path: str | Path) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        ModelError: with the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ModelError(
+                f"{path}: parameter {name} holds NaN or infinity. Fix: use an earlier checkpoint."
+            )
+
+
+def _not_loadable(path: str | Path, error: Exception) -> str:
+    place = Path(path)
+    if place.is_dir():
+        found = ", ".join(sorted(item.name for item in place.iterdir())[:6]) or "nothing"
+        hint = f"the directory holds {found}; a model needs config.json and *.safetensors"
+    else:
+        hint = "no such directory, and the hub has no model of that name that can be reached"
+    reason = str(error).splitlines()[0][:200]
+    return f"cannot load a model from {str(path)!r}: {hint} ({reason}). Fix: check model.path."

@@ -1,0 +1,103 @@
+"""The objectives of PPO as pure functions, and the figures one watches them by.
+
+Schulman et al. (2017), "Proximal Policy Optimization Algorithms". Imports no trainer: the trainer
+and a researcher's own loop call the same functions. `mask` is 1 on tokens that train.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_BOUND = 20.0  # exp(20) is finite in float32 and far beyond any clip range
+
+
+def log_ratio_of(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """log(new / old), bounded before anyone exponentiates it: (B, A)."""
+    return (logprobs - old_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float = 0.2,
+    dual_clip: float | None = None,
+    tokens: Tensor | float | None = None,
+) -> Tensor:
+    """The clipped surrogate, equation 7 of Schulman et al. (2017), negated: a scalar.
+
+    Args:
+        logprobs: (B, A) under the policy being trained.
+        old_logprobs: (B, A) under the policy that sampled.
+        advantages: (B, A), or (B,) for one advantage per sequence.
+        mask: (B, A).
+        clip_range: the ratio is clipped to 1 +- clip_range.
+        dual_clip: bound c > 1 on the loss of tokens with a negative advantage: it is at most
+            -c * advantage (Ye et al. 2020, "Mastering Complex Control in MOBA Games", eq. 5).
+        tokens: divisor; default: the number of trained tokens here. Give the count over the whole
+            optimizer step when a step is accumulated from several batches.
+
+    Returns:
+        Scalar: sum over tokens divided by `tokens`.
+    """
+    if advantages.dim() == 1:
+        advantages = advantages[:, None]
+    ratio = log_ratio_of(logprobs, old_logprobs).exp()
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is not None:
+        bounded = torch.minimum(loss, -advantages * dual_clip)
+        loss = torch.where(advantages < 0, bounded, loss)
+    return _token_mean(loss, mask, tokens)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip_range: float | None = 0.2,
+    tokens: Tensor | float | None = None,
+) -> Tensor:
+    """0.5 * max((V - R)^2, (V_clipped - R)^2), a scalar; `clip_range=None` does not clip.
+
+    V_clipped stays within clip_range of the old value (Schulman et al.'s implementation; Engstrom
+    et al. 2020, "Implementation Matters in Deep Policy Gradients", section 3). Shapes as above.
+    """
+    loss = (values - returns).square()
+    if clip_range is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        loss = torch.maximum(loss, (clipped - returns).square())
+    return 0.5 * _token_mean(loss, mask, tokens)
+
+
+def entropy_bonus(entropy: Tensor, mask: Tensor, tokens: Tensor | float | None = None) -> Tensor:
+    """Mean entropy per trained token in nats, a scalar to be *subtracted* from the loss."""
+    return _token_mean(entropy, mask, tokens)
+
+
+@torch.no_grad()
+def ratio_statistics(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_range: float
+) -> dict[str, float]:
+    """How far an update moved: clip fraction, extreme ratios, approximate KL (k3)."""
+    kept = mask.bool()
+    log_ratio = log_ratio_of(logprobs, old_logprobs)[kept]
+    if not log_ratio.numel():
+        return {}
+    ratio = log_ratio.exp()
+    return {
+        "policy/clip_fraction": ((ratio - 1.0).abs() > clip_range).float().mean().item(),
+        "policy/ratio_max": ratio.max().item(),
+        "policy/ratio_min": ratio.min().item(),
+        "policy/approx_kl": (ratio - 1.0 - log_ratio).mean().item(),
+    }
+
+
+def _token_mean(values: Tensor, mask: Tensor, tokens: Tensor | float | None) -> Tensor:
+    divisor = mask.sum() if tokens is None else torch.as_tensor(tokens, device=values.device)
+    # where, not a product: a padded position may hold inf or nan, and 0 * inf is nan
+    kept = torch.where(mask.bool(), values, torch.zeros((), device=values.device))
+    return (kept * mask).sum() / divisor.clamp(min=1)

@@ -1,0 +1,185 @@
+"""A reward model: a one-label sequence classifier with its normalisation, itself a reward function.
+
+Statistics over samples of the reference policy live in the model's own config (`align_reward`),
+so that they travel with the weights; the directory stays a standard transformers model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from feedback.schema import Text
+from reward.errors import ModelError
+from reward.score import encode_answer, score_head, score_ids
+
+CONFIG_KEY = "align_reward"
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of raw scores over reference-policy samples."""
+
+    mean: float
+    std: float
+    samples: int
+    policy: str = ""  # the policy that wrote the samples
+
+
+@dataclass
+class RewardModel:
+    """Scores completions; called with prompts and completions it is a `RewardFn`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    normalisation: Normalisation | None = None
+    name: str = "reward_model"
+    batch_size: int = 32
+
+    @property
+    def __name__(self) -> str:  # the name metrics and errors use
+        return self.name
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        normalise: bool = True,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> RewardModel:
+        """Load a reward model's directory, or one from the hub; adapters are merged.
+
+        Args:
+            path: directory or hub id.
+            dtype: of the weights.
+            normalise: refuse a model without saved statistics, and apply them to scores.
+            batch_size: rows scored at once.
+            **kwargs: for `from_pretrained`.
+
+        Raises:
+            ModelError: there is no such model, it has more than one label, or `normalise` is set
+                and it carries no statistics.
+        """
+        model = load_classifier(path, dtype=dtype, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        labels = model.config.num_labels
+        if labels != 1:
+            raise ModelError(
+                f"{path} has {labels} labels; a reward model has 1. Fix: give the directory "
+                "of a model trained by `align reward`."
+            )
+        statistics = read_normalisation(model)
+        if normalise and statistics is None:
+            raise ModelError(
+                f"the reward model {path} carries no normalisation statistics, so its scale is "
+                "unknown and PPO's coefficients would mean nothing. Fix: train it with "
+                "`align reward` (which saves them), or set `normalise: false` on this reward to "
+                "use raw scores."
+            )
+        if torch.cuda.is_available():
+            model.to("cuda")
+        return cls(
+            model.eval(),
+            tokenizer,
+            statistics if normalise else None,
+            Path(path).parent.name if Path(path).name == "model" else Path(path).name,
+            batch_size,
+        )
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        """Raw scores, one per completion."""
+        rows = [
+            encode_answer(prompt, completion, self.tokenizer)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        padding = self.tokenizer.pad_token_id
+        return score_ids(self.model, rows, padding or 0, self.batch_size).tolist()
+
+    def __call__(self, prompts: list[Text], completions: list[Text], **columns: Any) -> list[float]:
+        """Scores normalised to mean 0 and std 1 over reference samples (raw without them)."""
+        raw = self.score(prompts, completions)
+        if self.normalisation is None:
+            return raw
+        mean, std = self.normalisation.mean, self.normalisation.std
+        return [(value - mean) / std for value in raw]
+
+
+def load_classifier(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """A one-label sequence-classification model from a directory or the hub; adapters merged.
+
+    Raises:
+        ModelError: nothing loadable is there.
+    """
+    try:
+        if (Path(path) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForSequenceClassification
+
+            adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+                str(path), num_labels=1, **kwargs
+            )
+            merged = adapted.merge_and_unload()
+            saved = AutoTokenizer.from_pretrained(str(path)).pad_token_id
+            merged.config.pad_token_id = saved
+            return merged
+        return AutoModelForSequenceClassification.from_pretrained(str(path), **kwargs)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a reward model from {str(path)!r}: {error} Fix: give the `model/` "
+            "folder of an `align reward` run, or a hub id."
+        ) from error
+
+
+def initialise_head(model: nn.Module, seed: int) -> None:
+    """Head weights from N(0, 1/(d + 1)), bias 0, as in Stiennon et al. (2020), appendix.
+
+    Small first scores keep the first Bradley-Terry gradients even over pairs.
+    """
+    head = score_head(model)
+    assert isinstance(head, nn.Linear)
+    std = (head.in_features + 1) ** -0.5
+    noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)) * std
+    with torch.no_grad():
+        head.weight.copy_(noise)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def fit_normalisation(scores: Sequence[float], policy: str = "") -> Normalisation:
+    """Statistics of raw scores over samples of the reference policy.
+
+    Raises:
+        ModelError: fewer than two scores, or all alike: the model cannot rank anything.
+    """
+    values = torch.tensor(list(scores), dtype=torch.float64)
+    std = values.std().item() if len(values) > 1 else 0.0
+    if not std > 1e-8:
+        raise ModelError(
+            f"the reward model gives {len(values)} samples of the policy scores with std {std}: "
+            "it cannot rank them. Fix: more or cleaner preferences, or a larger learning rate."
+        )
+    return Normalisation(values.mean().item(), std, len(values), policy)
+
+
+def write_normalisation(model: PreTrainedModel, statistics: Normalisation) -> None:
+    """Keep statistics in the model's config; `save_pretrained` writes them."""
+    setattr(model.config, CONFIG_KEY, vars(statistics))
+
+
+def read_normalisation(model: PreTrainedModel) -> Normalisation | None:
+    """The statistics a model carries, if any."""
+    saved = getattr(model.config, CONFIG_KEY, None)
+    return Normalisation(**saved) if saved else None
