@@ -34,6 +34,10 @@ class DataError(AlignError, ValueError):
     exit_code = 3
 
 
+class StoreError(DataError):
+    """A feedback store cannot be opened, read or written; the message names its URL."""
+
+
 class MissingDependencyError(AlignError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
 

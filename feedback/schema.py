@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
 Messages = list[Message]
@@ -49,4 +49,21 @@ class Comparison:
     source_b: str = ""
     lead_time: float | None = None  # seconds
     reason: str = ""
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, as issued to annotators. `a` and `b` never change places."""
+
+    id: str
+    prompt: Text
+    response_a: str
+    response_b: str
+    source_a: str = ""  # the policy that wrote response_a
+    source_b: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)  # further dataset columns of the prompt
+    seed: int = 0  # what the display order was drawn with
+    swapped: bool = False  # True where response_b is to be shown first
+    round: str = ""  # the labelling round that issued it
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
