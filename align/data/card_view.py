@@ -1,0 +1,99 @@
+"""The data card on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from align.data.card import DataCard
+
+COUNTS = {
+    "read": "read",
+    "bad": "bad",
+    "left_out": "left out",
+    "exact_duplicates": "exact dup.",
+    "near_duplicates": "near dup.",
+    "leaks": "leaks",
+    "unused": "unused",
+    "used": "used",
+}
+
+
+def render(card: DataCard) -> Group:
+    """Sources, splits with their tokens, reasons of bad rows and warnings."""
+    parts: list[RenderableType] = [_sources(card), _splits(card)]
+    if card.reasons:
+        parts.append(_reasons(card))
+    notes = [f"{source.path}  sha256 {source.sha256[:16]}" for source in card.sources]
+    if card.quarantine:
+        notes.append(f"bad rows are kept in {card.quarantine}")
+    if card.kind == "preference":
+        notes.append(f"ties: {card.ties}, contradictory pairs: {card.contradictions}")
+    if any("overlong" in tokens for tokens in card.tokens.values()):
+        dropped = {name: tokens["overlong"] for name, tokens in card.tokens.items()}
+        counts = ", ".join(f"{name} {count}" for name, count in dropped.items())
+        notes.append(f"overlong rows dropped: {counts}")
+    parts += [Text(note, style="dim", overflow="fold") for note in notes]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in card.warnings]
+    return Group(*parts)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _sources(card: DataCard) -> Table:
+    """One line a source; columns that are zero everywhere are left out."""
+    table = _table(f"Data ({card.kind}, {card.layout})")
+    for name in ("source", "role", "format"):
+        table.add_column(name, overflow="fold")
+    shown = [n for n in COUNTS if n in ("read", "used") or card.count(n)]
+    for name in shown:
+        table.add_column(COUNTS[name], justify="right")
+    table.add_column("share", justify="right")
+    for source in card.sources:
+        counts = [f"{getattr(source, name):,}" for name in shown]
+        name = escape(_short_name(source.path))
+        table.add_row(name, source.role, source.format, *counts, f"{source.share:.0%}")
+    return table
+
+
+def _short_name(path: str) -> str:
+    """The last part of a path; the whole of a URL or hub id."""
+    return path if "://" in path or not Path(path).exists() else Path(path).name
+
+
+def _splits(card: DataCard) -> Table:
+    table = _table("Splits")
+    table.add_column("split")
+    for name in ("rows", "prompts"):
+        table.add_column(name, justify="right")
+    measured = ("prompt", "completion", "sequence")
+    shown = [m for m in measured if any(t.get(m) for t in card.tokens.values())]
+    for name in shown:
+        table.add_column(f"{name} tokens\nmean / p50 / p95 / max", justify="right")
+    for split, rows in card.splits.items():
+        tokens = card.tokens.get(split, {})
+        cells = [_lengths(tokens.get(name)) for name in shown]
+        table.add_row(split, f"{rows:,}", f"{card.prompts.get(split, 0):,}", *cells)
+    return table
+
+
+def _lengths(values: dict[str, float] | None) -> str:
+    if not values:
+        return "-"
+    return " / ".join(f"{values[name]:,.0f}" for name in ("mean", "p50", "p95", "max"))
+
+
+def _reasons(card: DataCard) -> Table:
+    table = _table("Bad rows")
+    table.add_column("reason", overflow="fold")
+    table.add_column("rows", justify="right")
+    for reason, count in card.reasons.items():
+        table.add_row(escape(reason), f"{count:,}")
+    return table

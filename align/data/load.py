@@ -1,0 +1,296 @@
+"""From a `data:` section to the datasets a stage trains on, and the card that accounts for them.
+
+The order is the meaning: read, refuse or set aside bad rows, remove duplicates, remove prompts
+that leak into held-out sources, mix by weight, split by prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from align.config.sections import DataSection, SourceSection
+from align.data.card import DataCard, SourceCard
+from align.data.dedup import count_contradictions, drop_exact, drop_near
+from align.data.formats import WEIGHTS, check_serves, convert, detect_format
+from align.data.mix import mix
+from align.data.parse import EQUAL_ANSWERS
+from align.data.quarantine import settle_bad_rows
+from align.data.remote import read_source
+from align.data.rows import BadRow, Kind, Row, RowProblem, Values, prompt_key
+from align.data.split import remove_leaks, split_rows
+from align.errors import DataError
+
+ROLES = ("train", "validation", "test")
+
+
+@dataclass
+class Splits:
+    """What a stage trains on and is measured on."""
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    card: DataCard
+
+
+def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = None) -> Splits:
+    """Read, check, clean, mix and split the data of a stage.
+
+    Args:
+        section: the `data:` section.
+        kind: "sft" (text, or prompt and completion), "preference" (prompt, chosen, rejected and,
+            where the data have them, margin and weight) or "prompts" (prompt and all further
+            columns).
+        quarantine: the JSON-lines file for bad rows when `bad_rows` is "quarantine"; None only
+            counts them.
+
+    Returns:
+        Datasets in TRL's formats with the data card. Validation and test are None where none was
+        asked for, or where chance left them empty (the card warns).
+
+    Raises:
+        DataError: a source is missing, damaged, empty or in a format that cannot serve `kind`; a
+            row is bad and `bad_rows` is "strict"; conversations and plain text are mixed; no
+            training row is left.
+    """
+    card = DataCard(kind, options=_options(section))
+    given = {
+        "train": section.train,
+        "validation": section.validation or [],
+        "test": section.test or [],
+    }
+    pools: dict[str, list[list[Row]]] = {}
+    bad: list[BadRow] = []
+    for role in ROLES:
+        loaded = [_load(s, i, role, kind, section, card) for i, s in enumerate(given[role])]
+        pools[role] = [rows for rows, _ in loaded]
+        bad += [row for _, problems in loaded for row in problems]
+    card.add_bad(bad)
+    if settle_bad_rows(bad, card.rows_read, section.bad_rows, quarantine):
+        card.quarantine = str(quarantine)
+    card.layout = _check_layout([row for pool in pools.values() for rows in pool for row in rows])
+    pools = {role: _deduplicate(pool, role, section, card) for role, pool in pools.items()}
+    pools = _remove_leaks(pools, card)
+    _check_not_empty(pools, given, card)
+
+    mixed = {}
+    for role, pool in pools.items():
+        weights = [source.weight for source in given[role]]
+        mixed[role] = mix(pool, weights, section.split_seed)
+        chosen = {id(row) for row in mixed[role]}
+        card.count_rows(role, "unused", [r for rows in pool for r in rows if id(r) not in chosen])
+        card.count_rows(role, "used", mixed[role])
+    parts = split_rows(
+        mixed["train"],
+        0.0 if section.validation else section.validation_fraction,
+        0.0 if section.test else section.test_fraction,
+        section.split_seed,
+    )
+    for role in ("validation", "test"):
+        parts[role] += mixed[role]
+    _finish_card(card, parts, section)
+    if not parts["train"]:
+        raise DataError(
+            f"no training row is left: {_account(card)}. Fix: lower data.validation_fraction and "
+            "data.test_fraction, or give more data."
+        )
+    train, validation, test = (_dataset(parts[role], kind) for role in ROLES)
+    assert train is not None
+    return Splits(train, validation, test, card)
+
+
+def _load(
+    source: SourceSection, index: int, role: str, kind: Kind, section: DataSection, card: DataCard
+) -> tuple[list[Row], list[BadRow]]:
+    """One source's rows in canonical columns, and its bad rows; its line on the card."""
+    store = source.format == "store"
+    data = read_source(source.path, split=source.split, limit=source.limit, store=store)
+    readable = [record.values for record in data.records if record.values is not None]
+    if not data.records:
+        empty = f" ({data.ties} comparisons are ties)" if data.ties else ""
+        raise DataError(f"{source.path}: holds no rows{empty}. Fix: check that it was written.")
+    format: str = source.format
+    if data.judgements:
+        format = "preference"
+    elif format == "auto":
+        format = detect_format(readable, source.columns, source.path) if readable else "text"
+    if readable:
+        check_serves(format, kind, source.path)
+    if section.system_prompt is not None and format == "text":
+        raise DataError(
+            f"{source.path}: text has no conversation that data.system_prompt could begin. "
+            "Fix: leave system_prompt out, or use prompt-completion data."
+        )
+    entry = SourceCard(source.path, role, format, data.sha256, weight=source.weight)
+    rows, bad = [], []
+    for record in data.records:
+        try:
+            if record.values is None:
+                raise record.problem or RowProblem("unreadable")
+            values = convert(record.values, format, kind, source.columns, section.system_prompt)
+        except RowProblem as problem:
+            held = record.raw if record.values is None else record.values
+            bad.append(BadRow(record.where, problem.reason, problem.detail, held))
+            continue
+        if values is None:
+            entry.left_out += 1
+            continue
+        key = prompt_key(values["prompt"] if "prompt" in values else values["text"])
+        rows.append(Row(record.where, index, values, key, data.judgements))
+    entry.read, entry.bad = len(data.records), len(bad)
+    card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
+    card.sources.append(entry)
+    return rows, bad
+
+
+def _check_layout(rows: Sequence[Row]) -> str:
+    """text, plain or conversation: the same in every row, since a column has one type."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(_layout(row.values), row)
+    if len(first) > 1:
+        (one, a), (two, b) = list(first.items())[:2]
+        raise DataError(
+            f"{a.where} is {LAYOUTS[one]}, but {b.where} is {LAYOUTS[two]}; a dataset holds one or "
+            "the other. Fix: write both alike; data.system_prompt turns plain prompts into "
+            "conversations."
+        )
+    return next(iter(first), "")
+
+
+LAYOUTS = {
+    "text": "text without a prompt",
+    "plain": "plain text",
+    "conversation": "a conversation",
+}
+
+
+def _layout(values: Values) -> str:
+    if "text" in values and "prompt" not in values:
+        return "text"
+    return "plain" if isinstance(values["prompt"], str) else "conversation"
+
+
+def _deduplicate(
+    pool: list[list[Row]], role: str, section: DataSection, card: DataCard
+) -> list[list[Row]]:
+    """The pool without repeated rows; a store's judgements stay, since repetition is evidence."""
+    rows = [row for source in pool for row in source]
+    judged = [row for row in rows if row.judgement]
+    written = [row for row in rows if not row.judgement]
+    if section.deduplicate != "none":
+        written, dropped = drop_exact(written)
+        card.count_rows(role, "exact_duplicates", dropped)
+    if section.deduplicate == "near":
+        written, dropped = drop_near(written, section.near_threshold)
+        card.count_rows(role, "near_duplicates", dropped)
+    card.contradictions += count_contradictions([*judged, *written])
+    return _by_source([*judged, *written], len(pool))
+
+
+def _remove_leaks(pools: dict[str, list[list[Row]]], card: DataCard) -> dict[str, list[list[Row]]]:
+    """Held-out sources win: their prompts leave train, and test's prompts leave validation."""
+    flat = {role: [row for rows in pool for row in rows] for role, pool in pools.items()}
+    flat["validation"], leaked = remove_leaks(flat["validation"], flat["test"])
+    card.count_rows("validation", "leaks", leaked)
+    flat["train"], leaked = remove_leaks(flat["train"], flat["validation"], flat["test"])
+    card.count_rows("train", "leaks", leaked)
+    return {role: _by_source(rows, len(pools[role])) for role, rows in flat.items()}
+
+
+def _by_source(rows: Sequence[Row], count: int) -> list[list[Row]]:
+    pool: list[list[Row]] = [[] for _ in range(count)]
+    for row in rows:
+        pool[row.source].append(row)
+    return pool
+
+
+def _check_not_empty(
+    pools: dict[str, list[list[Row]]],
+    given: dict[str, list[SourceSection]],
+    card: DataCard,
+) -> None:
+    for role, pool in pools.items():
+        for rows, source in zip(pool, given[role], strict=True):
+            if not rows:
+                raise DataError(
+                    f"{source.path}: no row is left for {role}: {_account(card, source.path)}. "
+                    "Fix: see the counts; data.bad_rows, data.deduplicate and the held-out sources "
+                    "decide them."
+                )
+
+
+def _account(card: DataCard, path: str | None = None) -> str:
+    """The counts of the card, or of one source, in words."""
+    sources = [source for source in card.sources if path in (None, source.path)]
+    words = {
+        "read": "read",
+        "bad": "bad",
+        "left_out": "left out",
+        "exact_duplicates": "exact duplicates",
+        "near_duplicates": "near duplicates",
+        "leaks": "in held-out sources",
+        "unused": "unused by weight",
+    }
+    counts = {name: sum(getattr(source, name) for source in sources) for name in words}
+    held_out = {k: n for k, n in card.splits.items() if path is None and k != "train" and n}
+    parts = [f"{counts[name]:,} {label}" for name, label in words.items() if counts[name]]
+    parts += [f"{count:,} in {split}" for split, count in held_out.items()]
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in card.reasons.items())
+    return ", ".join(parts) + (f" ({reasons})" if reasons else "")
+
+
+def _finish_card(card: DataCard, parts: dict[str, list[Row]], section: DataSection) -> None:
+    card.splits = {role: len(rows) for role, rows in parts.items() if rows or role == "train"}
+    card.prompts = {role: len({row.key for row in parts[role]}) for role in card.splits}
+    for role in ROLES:
+        sources = [source for source in card.sources if source.role == role]
+        total = sum(source.used for source in sources)
+        for source in sources:
+            source.share = source.used / total if total else 0.0
+            if source.unused:
+                card.warn(
+                    f"{source.path}: {source.unused:,} of {source.unused + source.used:,} rows are "
+                    f"unused, because its weight gives it {source.share:.0%} of the mixture."
+                )
+    asked = {"validation": section.validation_fraction, "test": section.test_fraction}
+    for role, fraction in asked.items():
+        if not parts[role] and fraction > 0:
+            card.warn(
+                f"the {role} split is empty: {fraction:g} of {len(parts['train']):,} rows came to "
+                f"nothing. Raise data.{role}_fraction, or name a {role} source."
+            )
+
+
+def _dataset(rows: Sequence[Row], kind: Kind) -> Dataset | None:
+    """Rows as a dataset with every column that any row has."""
+    if not rows:
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    neutral = WEIGHTS if kind == "preference" else {}
+    columns = {name: [row.values.get(name, neutral.get(name)) for row in rows] for name in names}
+    try:
+        return Dataset.from_dict(columns)
+    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's errors are of these
+        raise DataError(
+            f"the columns {', '.join(names)} cannot be put in one table ({error}). "
+            "Fix: give a column one type in every row and source."
+        ) from error
+
+
+def _options(section: DataSection) -> dict[str, Any]:
+    names = (
+        "validation_fraction",
+        "test_fraction",
+        "split_seed",
+        "bad_rows",
+        "deduplicate",
+        "near_threshold",
+        "system_prompt",
+    )
+    return {name: getattr(section, name) for name in names}
