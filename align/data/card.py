@@ -49,7 +49,8 @@ class DataCard:
     prompts: dict[str, int] = field(default_factory=dict)  # distinct prompts
     reasons: dict[str, int] = field(default_factory=dict)  # of bad rows
     quarantine: str | None = None  # the file that bad rows were written to
-    ties: int = 0
+    ties: int = 0  # pairs of a store without a winner, and rows whose answers are equal
+    contested: int = 0  # pairs of a store on which people disagree; the majority decides
     contradictions: int = 0  # preferences whose opposite is in the data too
     options: dict[str, Any] = field(default_factory=dict)  # the settings that decided all this
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)  # by split
@@ -87,8 +88,9 @@ class DataCard:
         if statistics.merged_boundaries:
             self.warn(
                 f"{split}: {statistics.merged_boundaries} of {statistics.rows} prompts end inside "
-                "a token of the training sequence; end prompts where a token ends (for example "
-                "with a newline), or use conversations."
+                "a token of the training sequence, so sampling starts from other tokens than "
+                "training did. Let prompts, or the chat template's opening of an answer, end with "
+                "a newline, not with a space or inside a word."
             )
 
     def warn(self, message: str) -> None:

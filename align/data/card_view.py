@@ -33,7 +33,10 @@ def render(card: DataCard) -> Group:
     if card.quarantine:
         notes.append(f"bad rows are kept in {card.quarantine}")
     if card.kind == "preference":
-        notes.append(f"ties: {card.ties}, contradictory pairs: {card.contradictions}")
+        notes.append(
+            f"ties: {card.ties}, contested pairs: {card.contested}, "
+            f"rows with the opposite preference: {card.contradictions}"
+        )
     if any("overlong" in tokens for tokens in card.tokens.values()):
         dropped = {name: tokens["overlong"] for name, tokens in card.tokens.items()}
         counts = ", ".join(f"{name} {count}" for name, count in dropped.items())

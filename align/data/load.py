@@ -15,8 +15,9 @@ from datasets import Dataset
 
 from align.config.sections import DataSection, SourceSection
 from align.data.card import DataCard, SourceCard
+from align.data.columns import odd_rows, to_dataset
 from align.data.dedup import count_contradictions, drop_exact, drop_near
-from align.data.formats import WEIGHTS, check_serves, convert, detect_format
+from align.data.formats import check_serves, convert, detect_format
 from align.data.mix import mix
 from align.data.parse import EQUAL_ANSWERS
 from align.data.quarantine import settle_bad_rows
@@ -70,6 +71,7 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
         loaded = [_load(s, i, role, kind, section, card) for i, s in enumerate(given[role])]
         pools[role] = [rows for rows, _ in loaded]
         bad += [row for _, problems in loaded for row in problems]
+    bad += _set_odd_rows_aside(pools, card)
     card.add_bad(bad)
     if settle_bad_rows(bad, card.rows_read, section.bad_rows, quarantine):
         card.quarantine = str(quarantine)
@@ -80,7 +82,7 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
 
     mixed = {}
     for role, pool in pools.items():
-        weights = [source.weight for source in given[role]]
+        weights = [_weight(source) for source in given[role]]
         mixed[role] = mix(pool, weights, section.split_seed)
         chosen = {id(row) for row in mixed[role]}
         card.count_rows(role, "unused", [r for rows in pool for r in rows if id(r) not in chosen])
@@ -99,7 +101,7 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
             f"no training row is left: {_account(card)}. Fix: lower data.validation_fraction and "
             "data.test_fraction, or give more data."
         )
-    train, validation, test = (_dataset(parts[role], kind) for role in ROLES)
+    train, validation, test = (to_dataset(parts[role], kind) for role in ROLES)
     assert train is not None
     return Splits(train, validation, test, card)
 
@@ -112,12 +114,10 @@ def _load(
     data = read_source(source.path, split=source.split, limit=source.limit, store=store)
     readable = [record.values for record in data.records if record.values is not None]
     if not data.records:
-        empty = f" ({data.ties} comparisons are ties)" if data.ties else ""
+        empty = f" ({data.ties} pairs are ties)" if data.ties else ""
         raise DataError(f"{source.path}: holds no rows{empty}. Fix: check that it was written.")
-    format: str = source.format
-    if data.judgements:
-        format = "preference"
-    elif format == "auto":
+    format = data.format or source.format
+    if format == "auto":
         format = detect_format(readable, source.columns, source.path) if readable else "text"
     if readable:
         check_serves(format, kind, source.path)
@@ -126,7 +126,7 @@ def _load(
             f"{source.path}: text has no conversation that data.system_prompt could begin. "
             "Fix: leave system_prompt out, or use prompt-completion data."
         )
-    entry = SourceCard(source.path, role, format, data.sha256, weight=source.weight)
+    entry = SourceCard(source.path, role, format, data.sha256, weight=_weight(source))
     rows, bad = [], []
     for record in data.records:
         try:
@@ -141,11 +141,27 @@ def _load(
             entry.left_out += 1
             continue
         key = prompt_key(values["prompt"] if "prompt" in values else values["text"])
-        rows.append(Row(record.where, index, values, key, data.judgements))
+        rows.append(Row(record.where, index, values, key))
     entry.read, entry.bad = len(data.records), len(bad)
     card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
+    card.contested += data.contested
     card.sources.append(entry)
     return rows, bad
+
+
+def _weight(source: SourceSection) -> float | None:
+    """The weight that was written down; sources without one are used whole."""
+    return source.weight if "weight" in source.model_fields_set else None
+
+
+def _set_odd_rows_aside(pools: dict[str, list[list[Row]]], card: DataCard) -> list[BadRow]:
+    """Take rows whose columns fit no table with the others out of the pools."""
+    odd = odd_rows(row for pool in pools.values() for rows in pool for row in rows)
+    ids = {id(row) for row, _ in odd}
+    for role, pool in pools.items():
+        card.count_rows(role, "bad", [row for rows in pool for row in rows if id(row) in ids])
+        pools[role] = [[row for row in rows if id(row) not in ids] for rows in pool]
+    return [BadRow(row.where, p.reason, p.detail, row.values) for row, p in odd]
 
 
 def _check_layout(rows: Sequence[Row]) -> str:
@@ -179,18 +195,16 @@ def _layout(values: Values) -> str:
 def _deduplicate(
     pool: list[list[Row]], role: str, section: DataSection, card: DataCard
 ) -> list[list[Row]]:
-    """The pool without repeated rows; a store's judgements stay, since repetition is evidence."""
+    """The pool of a role's sources without repeated rows."""
     rows = [row for source in pool for row in source]
-    judged = [row for row in rows if row.judgement]
-    written = [row for row in rows if not row.judgement]
     if section.deduplicate != "none":
-        written, dropped = drop_exact(written)
+        rows, dropped = drop_exact(rows)
         card.count_rows(role, "exact_duplicates", dropped)
     if section.deduplicate == "near":
-        written, dropped = drop_near(written, section.near_threshold)
+        rows, dropped = drop_near(rows, section.near_threshold)
         card.count_rows(role, "near_duplicates", dropped)
-    card.contradictions += count_contradictions([*judged, *written])
-    return _by_source([*judged, *written], len(pool))
+    card.contradictions += count_contradictions(rows)
+    return _by_source(rows, len(pool))
 
 
 def _remove_leaks(pools: dict[str, list[list[Row]]], card: DataCard) -> dict[str, list[list[Row]]]:
@@ -211,18 +225,21 @@ def _by_source(rows: Sequence[Row], count: int) -> list[list[Row]]:
 
 
 def _check_not_empty(
-    pools: dict[str, list[list[Row]]],
-    given: dict[str, list[SourceSection]],
-    card: DataCard,
+    pools: dict[str, list[list[Row]]], given: dict[str, list[SourceSection]], card: DataCard
 ) -> None:
+    """Refuse a role without rows and a source without a good one; warn of a wholly repeated one."""
     for role, pool in pools.items():
         for rows, source in zip(pool, given[role], strict=True):
-            if not rows:
+            if rows:
+                continue
+            counts = _account(card, source.path)
+            entries = [e for e in card.sources if (e.role, e.path) == (role, source.path)]
+            if not any(pool) or all(e.read == e.bad + e.left_out for e in entries):
                 raise DataError(
-                    f"{source.path}: no row is left for {role}: {_account(card, source.path)}. "
-                    "Fix: see the counts; data.bad_rows, data.deduplicate and the held-out sources "
-                    "decide them."
+                    f"{source.path}: no row is left for {role}: {counts}. Fix: see the counts; "
+                    "data.bad_rows, data.deduplicate and the held-out sources decide them."
                 )
+            card.warn(f"{source.path}: gives no row to {role}: {counts}.")
 
 
 def _account(card: DataCard, path: str | None = None) -> str:
@@ -265,22 +282,6 @@ def _finish_card(card: DataCard, parts: dict[str, list[Row]], section: DataSecti
                 f"the {role} split is empty: {fraction:g} of {len(parts['train']):,} rows came to "
                 f"nothing. Raise data.{role}_fraction, or name a {role} source."
             )
-
-
-def _dataset(rows: Sequence[Row], kind: Kind) -> Dataset | None:
-    """Rows as a dataset with every column that any row has."""
-    if not rows:
-        return None
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    neutral = WEIGHTS if kind == "preference" else {}
-    columns = {name: [row.values.get(name, neutral.get(name)) for row in rows] for name in names}
-    try:
-        return Dataset.from_dict(columns)
-    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's errors are of these
-        raise DataError(
-            f"the columns {', '.join(names)} cannot be put in one table ({error}). "
-            "Fix: give a column one type in every row and source."
-        ) from error
 
 
 def _options(section: DataSection) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
     Args:
         available: rows each source has.
         weights: relative shares; None where a source has none. With no weights at all every row
-            is used; a source without one beside weighted ones counts as 1.
+            is used; a source without one beside weighted ones counts as 1, and a source without
+            rows does not count.
 
     Returns:
         As many numbers as sources, none above what is available. The shares are exact up to the
@@ -32,7 +33,8 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
         return list(available)
     shares = [1.0 if weight is None else weight for weight in weights]
     # The common factor: rows per unit of weight that the scarcest source can pay for.
-    factor = min(count / share for count, share in zip(available, shares, strict=True))
+    counts = [(count, share) for count, share in zip(available, shares, strict=True) if count]
+    factor = min((count / share for count, share in counts), default=0.0)
     return [
         min(count, round(factor * share)) for count, share in zip(available, shares, strict=True)
     ]

@@ -103,7 +103,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _read_jsonl(path: Path) -> Iterator[Record]:
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
-        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        text = line.rstrip(b"\r\n")
+        text = text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text
         if not text.strip():
             continue
         try:
@@ -282,7 +283,7 @@ def _invalid_json(path: Path, error: json.JSONDecodeError) -> NoReturn:
 
 
 def _cut(text: bytes, width: int = 400) -> str:
-    return text[:width].decode("utf-8", errors="replace").rstrip("\n")
+    return text[:width].decode("utf-8", errors="replace")
 
 
 def rows_sha256(rows: list[Values]) -> str:

@@ -26,8 +26,9 @@ class SourceData:
 
     records: list[Record]
     sha256: str  # of the file's bytes, or of the rows where there is no file
-    judgements: bool = False  # rows of a store: repeated ones are evidence, not duplicates
-    ties: int = 0  # judgements without a winner, which make no preference row
+    format: str | None = None  # where the source itself says it
+    ties: int = 0  # pairs without a winner, which make no preference row
+    contested: int = 0  # pairs on which people disagree
 
 
 def read_source(
@@ -104,20 +105,23 @@ def _load_hub(path: str, split: str) -> Dataset:
 
 
 def _read_store(url: str) -> SourceData:
-    """The comparisons of a feedback store as preference rows."""
+    """The comparisons of a feedback store as preference rows, one per pair by majority."""
     from sqlalchemy.engine import make_url
 
     from feedback.store import FeedbackStore
-    from reward.preferences import preference_rows
+    from reward.preferences import preferences
 
     address = make_url(url)
     database = address.database
     if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
-        # Opening it would make an empty store and hide the mistake.
         raise DataError(missing(Path(database)))
-    name = address.render_as_string(hide_password=True)
-    comparisons = FeedbackStore(url).comparisons()
-    rows = preference_rows(comparisons)
-    records = [Record(f"{name}#{i}", dict(row)) for i, row in enumerate(rows, start=1)]
-    ties = sum(comparison.label == "tie" for comparison in comparisons)
-    return SourceData(records, rows_sha256([dict(row) for row in rows]), judgements=True, ties=ties)
+    with FeedbackStore(url, create=False) as store:
+        found = preferences(store.comparisons())
+        name = store.url
+    return SourceData(
+        [Record(f"{name}#{i}", row) for i, row in enumerate(found.rows, start=1)],
+        rows_sha256(found.rows),
+        format="preference",
+        ties=found.ties,
+        contested=found.contested,
+    )

@@ -48,7 +48,6 @@ class Row:
     source: int  # index of its source within its split
     values: Values
     key: str = field(repr=False, default="")  # the normalised prompt: what splits go by
-    judgement: bool = False  # from a store: said by a person, perhaps not for the first time
 
 
 def normalise(text: str) -> str:
