@@ -45,7 +45,7 @@ class DataCard:
     kind: Kind
     layout: str = ""  # text, plain or conversation
     sources: list[SourceCard] = field(default_factory=list)
-    splits: dict[str, int] = field(default_factory=dict)  # rows
+    splits: dict[str, int] = field(default_factory=dict)  # rows, overlong ones included
     prompts: dict[str, int] = field(default_factory=dict)  # distinct prompts
     reasons: dict[str, int] = field(default_factory=dict)  # of bad rows
     quarantine: str | None = None  # the file that bad rows were written to
@@ -82,9 +82,8 @@ class DataCard:
         self.reasons = dict(counts.most_common())
 
     def add_tokens(self, split: str, statistics: TokenStatistics) -> None:
-        """Record a split's token statistics; overlong rows leave the split's size."""
+        """Record a split's token statistics, from `fit_length`."""
         self.tokens[split] = statistics.as_dict()
-        self.splits[split] = statistics.kept
         if statistics.merged_boundaries:
             self.warn(
                 f"{split}: {statistics.merged_boundaries} of {statistics.rows} prompts end inside "

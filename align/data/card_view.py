@@ -27,6 +27,8 @@ COUNTS = {
 def render(card: DataCard) -> Group:
     """Sources, splits with their tokens, reasons of bad rows and warnings."""
     parts: list[RenderableType] = [_sources(card), _splits(card)]
+    if card.tokens:
+        parts.append(_tokens(card))
     if card.reasons:
         parts.append(_reasons(card))
     notes = [f"{source.path}  sha256 {source.sha256[:16]}" for source in card.sources]
@@ -37,10 +39,6 @@ def render(card: DataCard) -> Group:
             f"ties: {card.ties}, contested pairs: {card.contested}, "
             f"rows with the opposite preference: {card.contradictions}"
         )
-    if any("overlong" in tokens for tokens in card.tokens.values()):
-        dropped = {name: tokens["overlong"] for name, tokens in card.tokens.items()}
-        counts = ", ".join(f"{name} {count}" for name, count in dropped.items())
-        notes.append(f"overlong rows dropped: {counts}")
     parts += [Text(note, style="dim", overflow="fold") for note in notes]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in card.warnings]
     return Group(*parts)
@@ -72,25 +70,33 @@ def _short_name(path: str) -> str:
 
 
 def _splits(card: DataCard) -> Table:
+    """One line a split: prompts and rows and, once measured, the rows that fit the length limit."""
     table = _table("Splits")
     table.add_column("split")
-    for name in ("rows", "prompts"):
+    for name in ("prompts", "rows", *(("overlong", "kept", "tokens") if card.tokens else ())):
         table.add_column(name, justify="right")
-    measured = ("prompt", "completion", "sequence")
-    shown = [m for m in measured if any(t.get(m) for t in card.tokens.values())]
-    for name in shown:
-        table.add_column(f"{name} tokens\nmean / p50 / p95 / max", justify="right")
     for split, rows in card.splits.items():
-        tokens = card.tokens.get(split, {})
-        cells = [_lengths(tokens.get(name)) for name in shown]
-        table.add_row(split, f"{rows:,}", f"{card.prompts.get(split, 0):,}", *cells)
+        tokens = card.tokens.get(split)
+        cells = [f"{tokens[name]:,}" for name in ("overlong", "kept", "tokens")] if tokens else []
+        table.add_row(split, f"{card.prompts.get(split, 0):,}", f"{rows:,}", *cells)
     return table
 
 
-def _lengths(values: dict[str, float] | None) -> str:
-    if not values:
-        return "-"
-    return " / ".join(f"{values[name]:,.0f}" for name in ("mean", "p50", "p95", "max"))
+def _tokens(card: DataCard) -> Table:
+    """Tokens per row, by split and part of the row."""
+    table = _table("Tokens per row, overlong rows included")
+    for name in ("split", "part"):
+        table.add_column(name)
+    for name in ("mean", "p50", "p95", "max"):
+        table.add_column(name, justify="right")
+    for split, tokens in card.tokens.items():
+        label = split
+        for part in ("prompt", "completion", "sequence"):
+            if lengths := tokens.get(part):
+                cells = [f"{lengths[name]:,.0f}" for name in ("mean", "p50", "p95", "max")]
+                table.add_row(label, part, *cells)
+                label = ""
+    return table
 
 
 def _reasons(card: DataCard) -> Table:

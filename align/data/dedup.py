@@ -4,15 +4,16 @@ Two rows are near-duplicates when *every* field (prompt, completion, chosen, rej
 Jaccard similarity of word 3-grams at or above the threshold, so that two different answers to one
 long prompt are not taken for each other. Similarities are exact: pairs are found by prefix
 filtering (Bayardo et al. 2007, "Scaling Up All Pairs Similarity Search"; Xiao et al. 2008,
-PPJoin), which misses none, where MinHash would miss some by chance.
+PPJoin), field by field, which misses none, where MinHash would miss some by chance.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from align.data.rows import Row, normalise, plain_text
 TEXT_FIELDS = ("prompt", "completion", "chosen", "rejected", "text")
 N = 3  # words in a shingle
 Hashes = NDArray[np.uint64]
+Sets = tuple[frozenset[int], ...]  # a row's shingles, field by field
 
 
 def row_texts(row: Row) -> tuple[str, ...]:
@@ -66,30 +68,41 @@ def count_contradictions(rows: Sequence[Row]) -> int:
 def near_duplicates(texts: Sequence[tuple[str, ...]], threshold: float) -> list[bool]:
     """Whether each row repeats an earlier kept one; `texts` holds each row's normalised fields."""
     fields = _shingles(texts)
+    fronts = _fronts(fields, threshold)
     duplicate = [False] * len(texts)
-    fronts, sizes = _fronts(fields, threshold)
+    sets: dict[int, Sets] = {}  # of the rows that were ever compared
     index: defaultdict[int, list[int]] = defaultdict(list)  # shingle -> kept rows with it in front
-    for row, (front, size) in enumerate(zip(fronts, sizes, strict=True)):
-        candidates = {other for shingle in front for other in index.get(shingle, ())}
-        for other in sorted(candidates):
-            smaller, larger = sorted((size, sizes[other]))
-            if smaller + 1e-9 < threshold * larger:
-                continue
-            if _similar(fields[row], fields[other], threshold):
+    for row in range(len(texts)):
+        for other in sorted(_candidates(fronts[row], index)):
+            for i in (row, other):
+                if i not in sets:
+                    sets[i] = tuple(frozenset(field.tolist()) for field in fields[i])
+            if _similar(sets[row], sets[other], threshold):
                 duplicate[row] = True
                 break
         if not duplicate[row]:
-            for shingle in front:
+            for shingle in itertools.chain.from_iterable(fronts[row]):
                 index[shingle].append(row)
     return duplicate
 
 
-def _similar(a: Sequence[Hashes], b: Sequence[Hashes], threshold: float) -> bool:
-    """Whether every field's Jaccard similarity reaches the threshold; arrays hold unique hashes."""
+def _candidates(fronts: Sequence[list[int]], index: Mapping[int, list[int]]) -> set[int]:
+    """Rows that share a front shingle in every field: no others can be similar in all of them."""
+    found: set[int] | None = None
+    for front in fronts:
+        sharing = {row for shingle in front for row in index.get(shingle, ())}
+        found = sharing if found is None else found & sharing
+        if not found:
+            return set()
+    return found or set()
+
+
+def _similar(a: Sets, b: Sets, threshold: float) -> bool:
+    """Whether every field's Jaccard similarity reaches the threshold."""
     if len(a) != len(b):
         return False
     for x, y in zip(a, b, strict=True):
-        common = len(set(x.tolist()) & set(y.tolist()))
+        common = len(x & y)
         if common + 1e-9 < threshold * (len(x) + len(y) - common):
             return False
     return True
@@ -102,7 +115,7 @@ def _shingles(texts: Sequence[tuple[str, ...]]) -> list[list[Hashes]]:
 
 
 def _field_shingles(text: str, place: int, words: dict[str, int]) -> Hashes:
-    """Hashes depend on the field's place, so fields of one row never share a shingle."""
+    """Hashes depend on the field's place, so that one index serves all fields."""
     tokens = text.split()
     ids = np.array([_word_hash(word, words) for word in tokens], dtype=np.uint64)
     width = min(N, len(ids))
@@ -123,23 +136,27 @@ def _word_hash(word: str, words: dict[str, int]) -> int:
     return words[word]
 
 
-def _fronts(fields: list[list[Hashes]], threshold: float) -> tuple[list[list[int]], list[int]]:
-    """Each row's front and its number of shingles.
+def _fronts(fields: list[list[Hashes]], threshold: float) -> list[list[list[int]]]:
+    """For each row and field, its front.
 
-    Rows as similar as the threshold share one of their size - ceil(threshold * size) + 1 rarest
-    shingles, the front. Those that no other row has are left out of it: they match nothing.
+    Two sets as similar as the threshold share one of the size - ceil(threshold * size) + 1 rarest
+    shingles of either, its front. Shingles that no other row has are left out: they match nothing.
     """
-    joined = [np.concatenate(row) for row in fields]
-    sizes = [len(row) for row in joined]
+    joined = [field for row in fields for field in row]
     if not joined:
-        return [], []
+        return [[] for _ in fields]
+    sizes = [len(field) for field in joined]
     _, ids, counts = np.unique(np.concatenate(joined), return_inverse=True, return_counts=True)
     owner = np.repeat(np.arange(len(joined)), sizes)
     order = np.lexsort((ids, counts[ids], owner))
     ranked, shared = ids[order], counts[ids][order] > 1
-    fronts, start = [], 0
-    for size in sizes:
-        front = slice(start, start + size - math.ceil(threshold * size - 1e-9) + 1)
-        fronts.append(ranked[front][shared[front]].tolist())
-        start += size
-    return fronts, sizes
+    start = 0
+    fronts: list[list[list[int]]] = []
+    for row in fields:
+        fronts.append([])
+        for field in row:
+            size = len(field)
+            front = slice(start, start + size - math.ceil(threshold * size - 1e-9) + 1)
+            fronts[-1].append(ranked[front][shared[front]].tolist())
+            start += size
+    return fronts

@@ -118,7 +118,7 @@ def _load(
         raise DataError(f"{source.path}: holds no rows{empty}. Fix: check that it was written.")
     format = data.format or source.format
     if format == "auto":
-        format = detect_format(readable, source.columns, source.path) if readable else "text"
+        format = detect_format(readable, source.columns, source.path) if readable else "unreadable"
     if readable:
         check_serves(format, kind, source.path)
     if section.system_prompt is not None and format == "text":

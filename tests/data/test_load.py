@@ -119,7 +119,8 @@ class TestEmpty:
         assert "no row is left for train: 3 read, 3 bad (text is empty: 3)" in message
 
     def test_all_rows_unreadable(self, write):
-        message = fails("sft", train=str(write("x.jsonl", "oops\n")), bad_rows="quarantine")
+        path = write("x.jsonl", "oops\n")
+        message = fails("sft", train=str(path), bad_rows="quarantine", system_prompt="Hi.")
         assert "1 read, 1 bad (invalid JSON: 1)" in message
 
     def test_one_source_of_two(self, write):

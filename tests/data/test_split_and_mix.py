@@ -52,6 +52,7 @@ class TestSplit:
             before = split_of(prompt, 0.1, 0.0, 0)
             after = split_of(prompt, 0.15, 0.2, 0)
             assert not (before == "validation" and after != "validation")
+            assert (after == "test") == (split_of(prompt, 0.3, 0.2, 0) == "test")
 
     def test_zero_fractions_leave_everything_in_train(self):
         parts = split_rows([row(prompt) for prompt in PROMPTS], 0.0, 0.0, 0)
