@@ -1,12 +1,12 @@
 """Run directories in, one self-contained HTML page out.
 
     collect     read run directories, whatever state they are in
-    families    which runs are seeds of one thing; lineage
+    families    which runs are seeds of one thing, and what came from what
     evidence    win rates and reward-model figures, over prompts and over seeds
-    notices     what a reader must know before believing the numbers
-    curves, forest, pipeline    pictures as inline SVG
-    sections    what the templates print
-    build       the page
+    verdict     the headline; notices: what to know before believing it
+    curves, charts, forest, layout, pipeline    pictures as inline SVG
+    samples, records    texts, data cards, configurations, provenance
+    build       the page, with templates/
 
 Nothing here trains, samples or judges: a figure on the page is a figure in a run directory, or a
 mean and interval of such figures over seeds.

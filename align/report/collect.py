@@ -229,7 +229,7 @@ def _read_json(file: Path, problems: list[str]) -> Json:
 def _read_lines(file: Path, problems: list[str]) -> list[Json]:
     """The objects in a file of JSON lines; lines that are none are counted in `problems`."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         problems.append(f"{file.name} cannot be read ({_reason(error)}).")
         return []

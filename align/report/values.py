@@ -30,7 +30,7 @@ def mapping(value: object) -> Json:
 
 def rows(value: object) -> list[Json]:
     """The objects in a JSON array, or none."""
-    return [dict(item) for item in value if isinstance(item, Mapping)] if _is_list(value) else []
+    return [dict(item) for item in items(value) if isinstance(item, Mapping)]
 
 
 def items(value: object) -> list[Any]:
@@ -59,8 +59,8 @@ def percent(value: float) -> str:
 
 
 def percent_interval(low: float, high: float) -> str:
-    """`[71, 83]`, in per cent."""
-    return f"[{_hundredth(low)}, {_hundredth(high)}]"
+    """`[71, 83]`, in per cent; a t-interval's ends beyond 0% or 100% are cut there."""
+    return f"[{_hundredth(max(0.0, low))}, {_hundredth(min(1.0, high))}]"
 
 
 def _hundredth(value: float) -> str:
@@ -70,15 +70,16 @@ def _hundredth(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Three or four significant digits: `1.234`, `0.0123`, `12,345`, `3.0e-6`."""
+    """Three significant digits: `1.23`, `0.0123`, `12,345`, `3.0e-6`; counts in full."""
     size = abs(value)
-    if size == 0 or (isinstance(value, int) and size < 1e6):
-        return f"{value:,}" if isinstance(value, int) else "0"
+    sign = "−" if value < 0 else ""
+    if isinstance(value, int) and size < 1e6:
+        return f"{sign}{size:,}"
+    if size == 0:
+        return "0"
     if size >= 1e7 or size < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 3 - max(0, math.floor(math.log10(size))) - (size >= 1))}f}"
+        return sign + f"{size:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return f"{sign}{size:,.{max(0, 2 - math.floor(math.log10(size)))}f}"
 
 
 def probability(value: float) -> str:
@@ -117,7 +118,3 @@ def shown(value: object, kind: str = "figure", key: str = "") -> Markup:
     return Markup('<data value="{0}" title="{0}"{1}>{2}</data>').format(
         raw(plain), named, escape(write(plain))
     )
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)

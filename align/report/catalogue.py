@@ -1,0 +1,141 @@
+"""What the logged metrics mean: a title, a sentence, where the chart belongs.
+
+Metrics that are not listed are drawn too, under their own name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is shown; `guide` is a value worth a dashed line (chance, no change)."""
+
+    title: str
+    about: str = ""
+    guide: float | None = None
+
+
+KNOWN: dict[str, Metric] = {
+    "loss": Metric("Loss"),
+    "grad_norm": Metric("Gradient norm", "Before clipping."),
+    "learning_rate": Metric("Learning rate"),
+    "entropy": Metric("Entropy", "Of the next-token distribution, in nats."),
+    "mean_token_accuracy": Metric("Token accuracy", "Share of tokens predicted right."),
+    "num_tokens": Metric("Tokens seen"),
+    "accuracy": Metric("Accuracy", "Share of pairs ranked as the annotators did.", 0.5),
+    "margin": Metric("Margin", "Score of chosen minus score of rejected.", 0.0),
+    "mean_reward": Metric("Mean score"),
+    "min_reward": Metric("Lowest score"),
+    "max_reward": Metric("Highest score"),
+    "rewards/margins": Metric("Implicit reward margin", "Chosen minus rejected.", 0.0),
+    "rewards/accuracies": Metric(
+        "Preference accuracy", "Share of pairs where chosen is preferred.", 0.5
+    ),
+    "rewards/chosen": Metric("Implicit reward, chosen", "", 0.0),
+    "rewards/rejected": Metric("Implicit reward, rejected", "", 0.0),
+    "logps/chosen": Metric("Log-probability, chosen", "Falling means likelihood is lost."),
+    "logps/rejected": Metric("Log-probability, rejected"),
+    "logits/chosen": Metric("Mean logit, chosen"),
+    "logits/rejected": Metric("Mean logit, rejected"),
+    "reward/mean": Metric("Reward", "Mean score of the rollouts."),
+    "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
+    "reward/kl_shaped": Metric("KL-shaped reward", "Score less the KL penalty: what PPO raises."),
+    "kl/reference": Metric("KL to the reference", "How far the policy has moved.", 0.0),
+    "kl/k1": Metric("KL, estimator k1", "", 0.0),
+    "kl/k3": Metric("KL, estimator k3", "Never negative.", 0.0),
+    "kl/coef": Metric("KL coefficient"),
+    "policy/loss": Metric("Policy loss"),
+    "policy/entropy": Metric("Policy entropy", "Falling to 0 means the policy has collapsed."),
+    "policy/clip_fraction": Metric("Clip fraction", "Share of tokens whose ratio was clipped."),
+    "policy/approx_kl": Metric("KL to the old policy", "", 0.0),
+    "policy/ratio_mean": Metric("Mean ratio", "New over old probability.", 1.0),
+    "policy/ratio_max": Metric("Largest ratio", "New over old probability.", 1.0),
+    "policy/ratio_min": Metric("Smallest ratio", "New over old probability.", 1.0),
+    "value/loss": Metric("Value loss"),
+    "value/explained_variance": Metric("Explained variance", "1 is a perfect critic.", 0.0),
+    "rollout/eos_rate": Metric("Finished answers", "Share that ended by themselves.", 1.0),
+    "rollout/length_mean": Metric("Answer length", "Tokens."),
+    "speed/tokens_per_second": Metric("Tokens per second"),
+    "tokens_per_second": Metric("Tokens per second"),
+    "guard/ewc": Metric("EWC penalty"),
+}
+
+# Shown first and large; everything else follows under its namespace.
+MAIN: dict[str, tuple[str, ...]] = {
+    "sft": ("loss", "mean_token_accuracy", "grad_norm"),
+    "reward": ("loss", "accuracy", "margin"),
+    "dpo": (
+        "loss",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "grad_norm",
+    ),
+    "ppo": (
+        "reward/mean",
+        "reward/kl_shaped",
+        "kl/reference",
+        "policy/entropy",
+        "rollout/length_mean",
+        "rollout/eos_rate",
+    ),
+}
+DEFAULT_MAIN = ("loss", "reward", "reward/mean", "kl", "kl/reference", "accuracy")
+
+NAMESPACES: dict[str, str] = {
+    "": "Optimisation",
+    "reward": "Reward",
+    "rewards": "Implicit rewards",
+    "logps": "Log-probabilities",
+    "logits": "Logits",
+    "kl": "KL divergence",
+    "policy": "Policy",
+    "value": "Critic",
+    "rollout": "Rollouts",
+    "guard": "Guards",
+    "speed": "Speed",
+    "memory": "Memory",
+    "system": "System",
+}
+
+# Of evaluated models: shown first, in this order; the rest follows folded away.
+MODEL_METRICS: dict[str, str] = {
+    "score_mean": "Mean score",
+    "kl_k1_sequence": "KL to the reference (nats per answer)",
+    "kl_reference": "KL to the reference",
+    "entropy_token": "Entropy (nats per token)",
+    "length_mean": "Answer length (tokens)",
+    "finished_rate": "Finished answers",
+    "distinct_2": "Distinct word pairs",
+    "repetition_4": "Repeated 4-word runs",
+    "perplexity": "Perplexity",
+}
+SHARES = {"finished_rate", "distinct_1", "distinct_2", "distinct_3", "repetition_4"} | {
+    "duplicate_rate",
+    "empty_rate",
+}
+
+
+def describe(key: str) -> Metric:
+    """A metric's title; unlisted ones go by the last part of their key."""
+    if key in KNOWN:
+        return KNOWN[key]
+    return Metric(key.rsplit("/", 1)[-1].replace("_", " ").strip().capitalize() or key)
+
+
+def namespace(key: str) -> str:
+    """The part before the first slash, empty for the trainer's own metrics."""
+    return key.split("/", 1)[0] if "/" in key else ""
+
+
+def main_metrics(stage: str) -> tuple[str, ...]:
+    """The metrics shown first."""
+    return MAIN.get(stage, DEFAULT_MAIN)
+
+
+def model_metric_title(key: str) -> str:
+    """How a figure of one evaluated model is called."""
+    return MODEL_METRICS.get(key, key.replace("_", " ").replace("/", " ").strip().capitalize())

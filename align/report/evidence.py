@@ -1,0 +1,283 @@
+"""Win rates and reward-model figures: as evaluated on prompts, and aggregated over seeds.
+
+One evaluation keeps the intervals its run wrote (Wilson, over prompts). Several seeds become the
+mean with Student's t-interval over seeds, each seed's own figure staying visible beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from align.evaluate.significance import seeds_interval
+from align.report.collect import RunData
+from align.report.families import Family
+from align.report.values import Json, mapping, number, rows, text
+
+Over = Literal["prompts", "seeds"]
+_KNOWN_KEYS = {
+    "baseline",
+    "models",
+    "win_rates",
+    "reward_model",
+    "samples",
+    "prompts",
+    "samples_per_prompt",
+    "seed",
+    "level",
+    "warnings",
+}
+# Where a model's figure keeps its interval: score_mean has score_low and score_high beside it.
+_INTERVALS = {"score_mean": "score", "kl_k1_sequence": "kl"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with what is known of its uncertainty."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: float | None = None  # prompts (or pairs) behind one seed's figure
+    over: Over = "prompts"  # what the interval covers
+    level: float = 0.95
+    dots: tuple[tuple[str, float], ...] = ()  # each seed's label and figure
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class WinRow:
+    """One comparison of two models by one judge, over all seeds."""
+
+    a: str
+    b: str
+    judge: str
+    rate: Estimate
+    wins: float | None
+    losses: float | None
+    ties: float | None
+    score_difference: Estimate | None
+    per_seed: tuple[tuple[str, Json], ...]  # label and the row as evaluation.json has it
+
+    @property
+    def key(self) -> str:
+        """For `data-figure`: `win_rates.ppo.sft.gold`."""
+        return f"win_rates.{self.a}.{self.b}.{self.judge}"
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the paired test where one seed was evaluated, corrected for the comparisons made."""
+        if len(self.per_seed) > 1:
+            return None
+        row = self.per_seed[0][1]
+        adjusted = number(row.get("p_adjusted"))
+        return adjusted if adjusted is not None else number(row.get("p_value"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluations of one family found."""
+
+    family: Family
+    baseline: str
+    models: list[str]
+    wins: list[WinRow]
+    metrics: dict[str, dict[str, Estimate]]  # metric -> model -> figure
+    reward: dict[str, Estimate]  # accuracy, length_baseline, annotators, log_loss, ece, ...
+    reward_notes: Json  # the reward model's section of the first seed, for its words
+    bins: list[Json]  # of the reliability diagram, of the first seed that has them
+    bins_of: str  # that seed
+    other: list[tuple[str, Json]]  # seed label and what else evaluation.json holds
+
+    @property
+    def key_rows(self) -> list[WinRow]:
+        """The comparisons with the baseline by the deciding judge, best first."""
+        against = [row for row in self.wins if row.b == self.baseline] or self.wins
+        judges = [row.judge for row in against]
+        judge = "gold" if "gold" in judges else judges[0] if judges else ""
+        return sorted(
+            (row for row in against if row.judge == judge), key=lambda row: -row.rate.value
+        )
+
+
+def evaluate_family(family: Family) -> Evaluation | None:
+    """Gather a family's evaluations; None where no run has one."""
+    runs = [run for run in family.one_per_seed if run.evaluation]
+    if not runs:
+        return None
+    found = [(seed_label(run), run.evaluation) for run in runs]
+    models: list[str] = []
+    for _, evaluation in found:
+        models += [name for name in mapping(evaluation.get("models")) if name not in models]
+    binned = [(label, bins) for label, e in found if (bins := reliability_bins(e))]
+    return Evaluation(
+        family=family,
+        baseline=text(found[0][1].get("baseline")) or (models[0] if models else ""),
+        models=models,
+        wins=_win_rows(found),
+        metrics=_model_metrics(found, models),
+        reward=_reward_figures(found),
+        reward_notes=mapping(found[0][1].get("reward_model")),
+        bins=binned[0][1] if binned else [],
+        bins_of=binned[0][0] if binned else "",
+        other=[(label, rest) for label, evaluation in found if (rest := _rest(evaluation))],
+    )
+
+
+def seed_label(run: RunData) -> str:
+    """`seed 3`, or the directory's name where no seed is recorded."""
+    return f"seed {run.seed}" if run.seed is not None else run.name
+
+
+def estimate_of(value: object, parent: Json | None = None) -> Estimate | None:
+    """A figure in either of the forms runs write: a number, or value with low, high and n.
+
+    Args:
+        value: the number or the object.
+        parent: where a bare number's `low`, `high` and `n` lie beside it.
+    """
+    if isinstance(value, dict):
+        names = ("value", "accuracy", "rate", "mean")
+        main = next((value[name] for name in names if name in value), None)
+        return estimate_of(main, value) if not isinstance(main, dict) else estimate_of(main)
+    plain = number(value)
+    if plain is None:
+        return None
+    beside = parent or {}
+    return Estimate(
+        plain,
+        number(beside.get("low")),
+        number(beside.get("high")),
+        number(beside.get("n")),
+        level=number(beside.get("level")) or 0.95,
+    )
+
+
+def over_seeds(found: Sequence[tuple[str, Estimate]]) -> Estimate | None:
+    """One seed's figure as it is; several as their mean with a t-interval over seeds."""
+    if len(found) < 2:
+        return found[0][1] if found else None
+    interval = seeds_interval([estimate.value for _, estimate in found])
+    counts = {estimate.n for _, estimate in found}
+    return Estimate(
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=counts.pop() if len(counts) == 1 else None,
+        over="seeds",
+        dots=tuple((label, estimate.value) for label, estimate in found),
+    )
+
+
+def reliability_bins(evaluation: Json) -> list[Json]:
+    """Bins as predicted, observed and count, under whichever names they were written."""
+    reward = mapping(evaluation.get("reward_model"))
+    names = ("reliability", "bins", "calibration", "reliability_bins")
+    source = next((found for name in names if (found := rows(reward.get(name)))), [])
+    bins = []
+    for item in source:
+        predicted = _first(item, "predicted", "confidence", "mean_predicted", "mean_confidence")
+        observed = _first(item, "observed", "accuracy", "rate", "fraction")
+        if predicted is not None and observed is not None:
+            ends = {"low": item.get("accuracy_low"), "high": item.get("accuracy_high")}
+            count = _first(item, "n", "count", "weight")
+            bins.append({"predicted": predicted, "observed": observed, "n": count} | ends)
+    return bins
+
+
+def _first(item: Json, *names: str) -> float | None:
+    found = (estimate_of(item.get(name)) for name in names)
+    return next((estimate.value for estimate in found if estimate), None)
+
+
+def _win_rows(found: Sequence[tuple[str, Json]]) -> list[WinRow]:
+    groups: dict[tuple[str, str, str], list[tuple[str, Json, Estimate]]] = {}
+    for label, evaluation in found:
+        for row in rows(evaluation.get("win_rates")):
+            rate = estimate_of(row.get("rate"), row)
+            if rate is None:
+                continue
+            key = (text(row.get("a")), text(row.get("b")), text(row.get("judge")) or "judge")
+            groups.setdefault(key, []).append((label, row, rate))
+    made = []
+    for (a, b, judge), group in groups.items():
+        rate = over_seeds([(label, rate) for label, _, rate in group])
+        if rate is None:
+            continue
+        wins, losses, ties = (
+            _sum(row.get(name) for _, row, _ in group) for name in ("wins", "losses", "ties")
+        )
+        gaps = [
+            (label, gap)
+            for label, row, _ in group
+            if (gap := estimate_of(row.get("score_difference"), _score_interval(row)))
+        ]
+        per_seed = tuple((label, row) for label, row, _ in group)
+        made.append(WinRow(a, b, judge, rate, wins, losses, ties, over_seeds(gaps), per_seed))
+    return made
+
+
+def _score_interval(row: Json) -> Json:
+    return {"low": row.get("score_low"), "high": row.get("score_high"), "n": row.get("n")}
+
+
+def _sum(values: Iterable[object]) -> float | None:
+    numbers = [number(value) for value in values]
+    return None if None in numbers else sum(value for value in numbers if value is not None)
+
+
+def _model_metrics(
+    found: Sequence[tuple[str, Json]], models: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    collected: dict[str, dict[str, list[tuple[str, Estimate]]]] = {}
+    for label, evaluation in found:
+        of_models = mapping(evaluation.get("models"))
+        for model in models:
+            figures = mapping(of_models.get(model))
+            for name, value in figures.items():
+                if name.endswith(("_low", "_high")):
+                    continue
+                stem = _INTERVALS.get(name, name)
+                ends = {end: figures.get(f"{stem}_{end}") for end in ("low", "high")}
+                if (estimate := estimate_of(value, ends)) is not None:
+                    per_model = collected.setdefault(name, {})
+                    per_model.setdefault(model, []).append((label, estimate))
+    return {
+        name: {
+            model: estimate
+            for model, values in per_model.items()
+            if (estimate := over_seeds(values)) is not None
+        }
+        for name, per_model in collected.items()
+    }
+
+
+def _reward_figures(found: Sequence[tuple[str, Json]]) -> dict[str, Estimate]:
+    collected: dict[str, list[tuple[str, Estimate]]] = {}
+    for label, evaluation in found:
+        reward = mapping(evaluation.get("reward_model"))
+        for name, value in reward.items():
+            if name in ("low", "high", "n"):
+                continue
+            parent = reward if name == "accuracy" else None
+            if (estimate := estimate_of(value, parent)) is not None:
+                collected.setdefault(_reward_name(name), []).append((label, estimate))
+    return {
+        name: estimate
+        for name, values in collected.items()
+        if (estimate := over_seeds(values)) is not None
+    }
+
+
+def _reward_name(name: str) -> str:
+    """The annotators' own consistency goes by several names."""
+    return "annotators" if "annotator" in name or "consistency" in name else name
+
+
+def _rest(evaluation: Json) -> Json:
+    return {key: value for key, value in evaluation.items() if key not in _KNOWN_KEYS}

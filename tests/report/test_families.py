@@ -1,0 +1,93 @@
+"""Which runs are seeds of one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from align.report.collect import collect
+from align.report.families import display_name, make_families, short_path, trace
+
+
+def change_config(run: Path, key: str, value: object) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"][key] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_seeds_of_one_pipeline_fold_together(pipeline, tmp_path):
+    for seed in (3, 1, 2):
+        pipeline(seed=seed)
+    families = make_families(collect([tmp_path / "runs"]))
+    assert [family.label for family in families] == [
+        "SFT",
+        "Reward model",
+        "DPO",
+        "PPO",
+        "Evaluation",
+    ]
+    assert all(family.seeds == [1, 2, 3] for family in families)
+
+
+def test_a_changed_setting_makes_another_family_named_by_it(pipeline, tmp_path):
+    pipeline(seed=1)
+    change_config(pipeline(seed=2)["dpo"], "beta", 0.5)
+    families = make_families(collect([tmp_path / "runs"]))
+    labels = [family.label for family in families if family.stage == "dpo"]
+    assert labels == ["DPO · beta default", "DPO · beta 0.5"]
+
+
+def test_evaluations_of_differently_trained_policies_are_no_seeds(pipeline, tmp_path):
+    pipeline(seed=1)
+    change_config(pipeline(seed=2)["dpo"], "beta", 0.5)
+    families = make_families(collect([tmp_path / "runs"]))
+    assert [len(f.runs) for f in families if f.stage == "evaluate"] == [1, 1]
+    # PPO does not descend from DPO, so its seeds stay together.
+    assert [len(f.runs) for f in families if f.stage == "ppo"] == [2]
+
+
+def test_of_runs_with_one_seed_the_last_completed_counts(pipeline, tmp_path, edit):
+    first = pipeline(seed=1)
+    again = pipeline(seed=1, folder="again")
+    edit(again["ppo"] / "run.json", status="failed")
+    families = make_families(collect([tmp_path / "runs"]))
+    ppo = next(family for family in families if family.stage == "ppo")
+    assert len(ppo.runs) == 2
+    assert [run.path for run in ppo.one_per_seed] == [first["ppo"]]
+
+
+def test_lineage_has_an_edge_per_parent_and_names_what_is_lost(pipeline, tmp_path, edit):
+    paths = pipeline()
+    gone = {"role": "value", "path": "elsewhere/critic/model", "run": "elsewhere/critic"}
+    parents = collect([paths["ppo"]])[0].parents
+    edit(paths["ppo"] / "run.json", parents=[*parents, gone])
+    lineage = trace(make_families(collect([tmp_path / "runs"])))
+    into_ppo = {(e.source, e.role) for e in lineage.edges if e.target == "ppo"}
+    assert into_ppo == {("sft", "model"), ("reward", "reward"), ("source:critic", "value")}
+    assert lineage.nodes["source:critic"].lost
+    assert not lineage.nodes["source:base"].lost
+    assert lineage.nodes["dpo"].data == ["comparisons.db"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ppo", "PPO"),
+        ("sft-merged", "SFT-merged"),
+        ("dpo2", "DPO2"),
+        ("base", "Base"),
+        ("mistral", "mistral"),
+        ("dpotter", "dpotter"),
+        ("", ""),
+    ],
+)
+def test_display_names(name, shown):
+    assert display_name(name) == shown
+
+
+def test_short_paths():
+    assert short_path("runs/a/model") == "a"
+    assert short_path("org/name") == "name"
+    assert short_path("") == ""
