@@ -45,7 +45,11 @@ def has_virtual_tokens(model: nn.Module) -> bool:
 
 def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states of a causal language model's backbone, (B, T, H)."""
-    backbone = causal_lm(model).base_model
+    return backbone_states(causal_lm(model).base_model, input_ids, attention_mask)
+
+
+def backbone_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states of a bare backbone, (B, T, H), positions right under any padding."""
     extra = {}
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         extra["position_ids"] = position_ids(attention_mask)

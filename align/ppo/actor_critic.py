@@ -1,0 +1,191 @@
+"""Policy and critic as one module, because a Trainer owns one model.
+
+The value of position t is read from the hidden state *before* token t. The critic's backbone is
+shared with the policy or separate; its head starts at zero, or from a reward model.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.engine.head import (
+    backbone_states,
+    causal_lm,
+    completion_logprobs,
+    has_virtual_tokens,
+    hidden_states,
+)
+from align.errors import ModelError
+from reward.model import load_classifier, read_normalisation
+from reward.score import score_head
+
+
+@dataclass
+class Evaluation:
+    """What one forward pass says of a batch of completions, each (B, A), 0 outside the mask."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class ActorCritic(nn.Module):
+    """A causal language model with a value head on its own or a second backbone."""
+
+    def __init__(
+        self, policy: nn.Module, value_head: nn.Linear, value_backbone: nn.Module | None = None
+    ):
+        super().__init__()
+        self.policy = policy
+        self.value_head = value_head
+        self.value_backbone = value_backbone
+
+    @property
+    def config(self) -> Any:
+        """The policy's configuration."""
+        return causal_lm(self.policy).config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+    ) -> Evaluation:
+        """Score a batch of completions.
+
+        Args:
+            input_ids: (B, T), prompt left-padded, completion right-padded.
+            attention_mask: (B, T).
+            mask: (B, A), 1 on completion tokens, which are the last A columns.
+            temperature: the sampling temperature.
+            with_entropy: whether entropies are computed.
+        """
+        hidden = None
+        if not has_virtual_tokens(self.policy):
+            hidden = hidden_states(self.policy, input_ids, attention_mask)
+        logprobs, entropy = completion_logprobs(
+            self.policy, input_ids, attention_mask, mask, temperature, with_entropy, hidden
+        )
+        states = hidden
+        if self.value_backbone is not None:
+            states = backbone_states(self.value_backbone, input_ids, attention_mask)
+        assert states is not None
+        width = mask.shape[1]
+        values = self.value_head(states[:, -width - 1 : -1]).squeeze(-1).float() * mask
+        return Evaluation(logprobs, entropy, values)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Checkpoint both backbones."""
+        self.policy.gradient_checkpointing_enable(**kwargs)  # type: ignore[operator]
+        if self.value_backbone is not None:
+            self.value_backbone.gradient_checkpointing_enable(**kwargs)  # type: ignore[operator]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The critic's own parameters: its head, and its backbone where it has one."""
+        own = list(self.value_head.parameters())
+        return own + (list(self.value_backbone.parameters()) if self.value_backbone else [])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trained tensors and buffers, tied tensors once: what a checkpoint has to hold.
+
+        Frozen weights (the base of an adapter) are not repeated in every checkpoint: a resumed
+        run loads them from where the run began.
+        """
+        full = super().state_dict(*args, **kwargs)
+        frozen = {
+            n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad
+        }
+        seen: set[int] = set()
+        kept = {}
+        for name, tensor in full.items():
+            key = tensor.data_ptr()
+            if name in frozen or (key and key in seen):
+                continue
+            seen.add(key)
+            kept[name] = tensor
+        return kept
+
+    def save_value(self, folder: Path) -> None:
+        """Write the critic beside a saved policy, for a later run to continue from."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"value_head.{k}": v.contiguous() for k, v in self.value_head.state_dict().items()}
+        if self.value_backbone is not None:
+            backbone = self.value_backbone.state_dict()
+            state |= {f"value_backbone.{k}": v.contiguous() for k, v in backbone.items()}
+        save_file(state, folder / "value.safetensors")
+
+
+def build_actor_critic(
+    policy: PreTrainedModel, *, backbone: str = "separate", init: str = "zero"
+) -> ActorCritic:
+    """Give a policy a critic.
+
+    Args:
+        policy: causal language model, a PEFT wrapper included.
+        backbone: "shared" reads the policy's hidden states; "separate" copies its backbone (or
+            takes the reward model's).
+        init: "zero", or a reward model's directory: the head then starts as its normalised score.
+
+    Raises:
+        ModelError: virtual-token PEFT with a shared backbone, or a reward model of another width.
+    """
+    base = causal_lm(policy)
+    width = base.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    if backbone == "shared" and has_virtual_tokens(policy):
+        raise ModelError(
+            "a shared value backbone cannot see prefix or prompt tuning's virtual tokens. Fix: "
+            "set value.backbone=separate."
+        )
+    critic: nn.Module | None = None
+    if init != "zero":
+        classifier = load_classifier(init, dtype=torch.float32)
+        _copy_head(classifier, head, init)
+        critic = classifier.base_model
+        if backbone == "shared":
+            raise ModelError(
+                "value.init from a reward model needs its backbone too. Fix: set "
+                "value.backbone=separate."
+            )
+    elif backbone == "separate":
+        critic = _copy_backbone(base)
+    module = ActorCritic(policy, head, critic)
+    return module.to(next(policy.parameters()).device)
+
+
+def _copy_head(classifier: PreTrainedModel, head: nn.Linear, path: str) -> None:
+    score = score_head(classifier)
+    assert isinstance(score, nn.Linear)
+    if score.in_features != head.in_features:
+        raise ModelError(
+            f"value.init: {path} is {score.in_features} wide and the policy {head.in_features}. "
+            "Fix: use a reward model of the policy's size, or value.init=zero."
+        )
+    statistics = read_normalisation(classifier)
+    mean, std = (statistics.mean, statistics.std) if statistics else (0.0, 1.0)
+    with torch.no_grad():
+        head.weight.copy_(score.weight / std)
+        bias = score.bias if score.bias is not None else torch.zeros(1)
+        head.bias.copy_((bias - mean) / std)
+
+
+def _copy_backbone(base: PreTrainedModel) -> nn.Module:
+    """A trainable copy of the backbone without adapters."""
+    backbone = copy.deepcopy(base.base_model)
+    for name, module in list(backbone.named_modules()):
+        if hasattr(module, "base_layer"):  # a PEFT layer: the plain layer below it
+            parent = backbone.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.base_layer)
+    return backbone.requires_grad_(True)

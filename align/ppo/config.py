@@ -1,0 +1,122 @@
+"""PPO's own arguments, beside everything transformers' TrainingArguments has.
+
+Defaults follow design.md's checklist: gamma 1, lambda 0.95, clip 0.2, value clip 0.2, vf_coef 0.1,
+4 epochs, KL 0.05, learning rate 3e-6.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from align.errors import ConfigError, Problem
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Arguments of `PPOTrainer`.
+
+    One update samples `rollout_batch_size` completions per process and takes
+    ppo_epochs * rollout_batch_size / (per_device_train_batch_size * gradient_accumulation_steps)
+    optimizer steps on them. `max_steps` follows from `total_episodes`.
+    """
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "Of policy and, unset, critic."})
+    logging_steps: float = field(default=1, metadata={"help": "In optimizer steps."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule."})
+    total_episodes: int = field(default=10_000, metadata={"help": "Completions over all updates."})
+    rollout_batch_size: int = field(default=64, metadata={"help": "Completions per update, rank."})
+    group_size: int = field(default=1, metadata={"help": "Completions per prompt."})
+    ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of rollouts."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount."})
+    gae_lambda: float = field(default=0.95, metadata={"help": "Of GAE."})
+    clip_range: float = field(default=0.2, metadata={"help": "Of the probability ratio."})
+    dual_clip: float | None = field(default=None, metadata={"help": "Bound for A < 0, above 1."})
+    clip_range_value: float | None = field(default=0.2, metadata={"help": "Null: no clipping."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Of the per-token KL in the reward."})
+    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "In the reward."})
+    kl_controller: Literal["fixed", "adaptive"] = field(default="fixed", metadata={"help": ""})
+    kl_target: float = field(default=6.0, metadata={"help": "Nats per sequence, adaptive only."})
+    kl_horizon: int = field(default=10_000, metadata={"help": "Episodes, adaptive only."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Over all ranks."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Keeps their mean."})
+    reward_clip: float | None = field(default=None, metadata={"help": "Bound on |score|."})
+    missing_eos_penalty: float = field(default=1.0, metadata={"help": "Off the score, if unended."})
+    mask_truncated: bool = field(default=False, metadata={"help": "Unended ones do not train."})
+    critic_warmup_updates: int = field(default=0, metadata={"help": "Updates for the critic only."})
+    self_check: bool = field(default=True, metadata={"help": "Ratio 1 and KL 0 at step 0."})
+
+    def __post_init__(self) -> None:
+        """Check what belongs together and derive `max_steps`.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+        if self.max_steps < 0:
+            self.max_steps = self.updates * self.steps_per_update
+        self.ignore_data_skip = True  # the loader restores its own position
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False
+        super().__post_init__()
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimizer steps on one batch of rollouts."""
+        step = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return self.ppo_epochs * (self.rollout_batch_size // step)
+
+    @property
+    def updates(self) -> int:
+        """Batches of rollouts; `total_episodes` counts over all processes."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        return max(1, self.total_episodes // (self.rollout_batch_size * world))
+
+    def _problems(self) -> list[Problem]:
+        step = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        found = []
+        if self.rollout_batch_size % step:
+            found.append(
+                Problem(
+                    "trainer.rollout_batch_size",
+                    f"{self.rollout_batch_size} is no multiple of per_device_train_batch_size * "
+                    f"gradient_accumulation_steps = {step}.",
+                    f"use {max(step, self.rollout_batch_size // step * step)}.",
+                )
+            )
+        if self.group_size < 1 or self.rollout_batch_size % self.group_size:
+            found.append(
+                Problem(
+                    "trainer.group_size",
+                    f"{self.group_size} does not divide rollout_batch_size = "
+                    f"{self.rollout_batch_size}.",
+                )
+            )
+        for name, low, high in (("gamma", 0.0, 1.0), ("gae_lambda", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                found.append(Problem(f"trainer.{name}", f"{value} is not within [{low}, {high}]."))
+        if self.clip_range <= 0:
+            found.append(Problem("trainer.clip_range", f"{self.clip_range} is not above 0."))
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            found.append(Problem("trainer.dual_clip", f"{self.dual_clip} is not above 1."))
+        if self.ppo_epochs < 1:
+            found.append(Problem("trainer.ppo_epochs", f"{self.ppo_epochs} is not at least 1."))
+        if self.kl_coef < 0:
+            found.append(Problem("trainer.kl_coef", f"{self.kl_coef} is negative."))
+        if self.eval_strategy != "no":
+            found.append(
+                Problem(
+                    "trainer.eval_strategy",
+                    "PPO evaluates nothing while it trains.",
+                    "remove it and run `align evaluate` on the result.",
+                )
+            )
+        return found
