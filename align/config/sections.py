@@ -45,7 +45,7 @@ class SourceSection(Section):
 
     path: str  # .jsonl .json .csv .parquet (.gz too), a hub id, a folder, or a store URL
     split: str = "train"  # of a hub dataset
-    weight: float = Field(default=1.0, gt=0)  # share of the mixture, relative to its siblings
+    weight: float | None = Field(default=None, gt=0)  # share of the mixture; unset: all its rows
     limit: int | None = Field(default=None, gt=0)  # first rows only
     format: Literal[
         "auto",

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl.models.utils import disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model
 
 from align.engine.tokenizer import load_tokenizer, match_embeddings
 from align.errors import MissingDependencyError, ModelError

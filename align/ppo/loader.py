@@ -1,0 +1,131 @@
+"""The outer loop of PPO as a data loader: prompts -> rollouts -> experience -> minibatches.
+
+It is returned to the Trainer *unprepared*: a loader that accelerate prepared prefetches one batch
+and would train on stale rollouts. Its whole state (prompt cursor, experience in flight, order of
+minibatches, KL coefficient) goes into the checkpoint, so that a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from align.types import Experience, Text
+
+Collect = Callable[[list[Text], dict[str, list[Any]]], Experience]
+
+
+class PromptStream:
+    """Prompts in a new random order every epoch; each rank draws its own share."""
+
+    def __init__(self, dataset: Dataset, count: int, seed: int, rank: int = 0, world: int = 1):
+        self.dataset, self.count, self.seed = dataset, count, seed
+        self.rank, self.world = rank, world
+        self.cursor = 0  # prompts drawn by all ranks so far
+
+    def next(self) -> tuple[list[Text], dict[str, list[Any]]]:
+        """The next `count` prompts of this rank and their further columns."""
+        rows = [
+            self._row(self.cursor + self.rank * self.count + offset) for offset in range(self.count)
+        ]
+        self.cursor += self.count * self.world
+        batch = self.dataset[rows]
+        return batch["prompt"], {k: v for k, v in batch.items() if k != "prompt"}
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.dataset))
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[place]
+
+
+class OnPolicyLoader:
+    """Yields microbatches; collects a fresh experience whenever the last one is used up."""
+
+    def __init__(
+        self,
+        prompts: PromptStream,
+        collect: Collect,
+        *,
+        epochs: int,
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+        sum_over_ranks: Callable[[Tensor], Tensor],
+        world: int = 1,
+    ):
+        self.prompts, self.collect = prompts, collect
+        self.epochs, self.micro_batch, self.accumulation = epochs, micro_batch, accumulation
+        self.seed, self.world, self.sum_over_ranks = seed, world, sum_over_ranks
+        self.experience: Experience | None = None
+        self.order: Tensor = torch.zeros(0, dtype=torch.long)  # rows of all epochs, in sequence
+        self.position = 0  # rows of `order` already handed out
+        self.update = 0  # experiences collected
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        step = self.micro_batch * self.accumulation
+        while True:
+            if self.experience is None or self.position >= len(self.order):
+                self._refill()
+            assert self.experience is not None
+            rows = self.order[self.position : self.position + step]
+            counted = self.experience.mask[rows.to(self.experience.mask.device)].sum()
+            # Gradients are averaged over ranks, so each rank divides by the mean count per rank.
+            tokens = self.sum_over_ranks(counted) / self.world
+            for micro in rows.split(self.micro_batch):
+                self.position += len(micro)
+                yield self._batch(micro, tokens)
+
+    def _refill(self) -> None:
+        prompts, columns = self.prompts.next()
+        self.experience = self.collect(prompts, columns)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.update)
+        count = len(self.experience)
+        orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
+        self.order, self.position = torch.cat(orders), 0
+        self.update += 1
+
+    def _batch(self, rows: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """A microbatch without the columns that are padding in every row."""
+        assert self.experience is not None
+        part = self.experience.select(rows.to(self.experience.mask.device))
+        completion = part.mask.shape[1]
+        prompt = part.input_ids.shape[1] - completion
+        answer = part.attention_mask[:, prompt:]
+        last = max(1, int(answer.sum(dim=1).max()))
+        first = int(part.attention_mask[:, :prompt].argmax(dim=1).min()) if prompt else 0
+        return {
+            "input_ids": part.input_ids[:, first : prompt + last],
+            "attention_mask": part.attention_mask[:, first : prompt + last],
+            "mask": part.mask[:, :last],
+            "answer": answer[:, :last].float(),
+            "logprobs": part.logprobs[:, :last],
+            "values": part.values[:, :last],
+            "advantages": part.advantages[:, :last],
+            "returns": part.returns[:, :last],
+            "tokens": tokens,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs."""
+        return {
+            "cursor": self.prompts.cursor,
+            "experience": self.experience.state_dict() if self.experience else None,
+            "order": self.order,
+            "position": self.position,
+            "update": self.update,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore `state_dict`."""
+        self.prompts.cursor = state["cursor"]
+        saved = state["experience"]
+        self.experience = Experience(**saved).to(device) if saved else None
+        self.order, self.position = state["order"], state["position"]
+        self.update = state["update"]

@@ -1,0 +1,253 @@
+"""The steps every training stage shares; each takes values and does one thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from align.config.load import resolve_trainer_args, trainer_class_of
+from align.config.sections import GuardSection, ModelSection
+from align.config.stages import TrainingStage
+from align.data import Splits, fit_length, load_splits
+from align.data.rows import Kind
+from align.engine.checkpoint import (
+    CheckpointCallback,
+    check_space,
+    disk_errors,
+    load_state,
+    newest_valid,
+    write_manifest,
+)
+from align.engine.guards.base import Batch, Guard
+from align.engine.guards.ewc import EWC, LossFn, estimate_fisher, load_fisher, save_fisher
+from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
+from align.engine.tokenizer import load_tokenizer
+from align.errors import ConfigError, Interrupted, Problem
+from align.run import Run, fingerprint, write_json
+
+console = Console(stderr=True)
+
+
+def open_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer a stage works with."""
+    return load_tokenizer(
+        model.tokenizer or model.path,
+        chat_template=model.chat_template,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def model_kwargs(model: ModelSection) -> dict[str, Any]:
+    """How the weights of a model section are loaded."""
+    return model.model_dump(
+        include={"dtype", "revision", "attn_implementation", "quantization", "trust_remote_code"}
+    )
+
+
+def trainer_args(config: TrainingStage, run: Run, **defaults: Any) -> Any:
+    """The TRL or transformers config of a stage.
+
+    Precedence: what the machine and Align decide < `defaults` of the stage < `trainer:`. On a CPU
+    without bf16 the precision is float32 (TRL's bf16 was measured 20 times slower there).
+    """
+    cls = trainer_class_of(config)
+    fields = set(getattr(cls, "__dataclass_fields__", {}))
+    given: dict[str, Any] = hardware_defaults() | {"save_total_limit": 2} | defaults
+    given = {key: value for key, value in given.items() if key in fields}
+    values = resolve_trainer_args(cls, given | config.trainer)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")
+    fixed = {
+        "output_dir": str(run.checkpoints),
+        "seed": config.run.seed,
+        "data_seed": config.run.seed,
+        "report_to": [name for name in config.tracking.report_to if name != "none"],
+        "project": config.tracking.project,
+        "run_name": config.trainer.get("run_name") or run.path.name,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+    }
+    try:
+        return cls(**(values | fixed))
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([Problem("trainer", f"{cls.__name__} refuses it: {error}.")]) from error
+
+
+def hardware_defaults() -> dict[str, Any]:
+    """Precision and checkpointing that fit this machine."""
+    if torch.cuda.is_available():
+        return {"bf16": torch.cuda.is_bf16_supported()}
+    return {
+        "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def load_data(
+    config: TrainingStage,
+    kind: Kind,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    context: int | None,
+) -> Splits:
+    """Read, check, split and measure the data; print and save the data card."""
+    splits = load_splits(config.data, kind, quarantine=run.path / "quarantine.jsonl")
+    for name in ("train", "validation", "test"):
+        part: Dataset | None = getattr(splits, name)
+        if part is None:
+            continue
+        fitted, statistics = fit_length(
+            part, kind, tokenizer, max_length, config.data.overlong, context=context
+        )
+        splits.card.add_tokens(name, statistics)
+        setattr(splits, name, fitted)
+    card = splits.card.as_dict()
+    write_json(run.path / "data_card.json", card)
+    console.print(splits.card.render())
+    for source in config.data.train:
+        run.add_parent("data", source.path, fingerprint=fingerprint(source.path))
+    for warning in card.get("warnings", []):
+        run.warn(warning)
+    return splits
+
+
+def build_guards(
+    sections: Iterable[GuardSection],
+    model: torch.nn.Module,
+    examples: Callable[[str, int], Iterable[Batch]],
+    loss_fn: LossFn,
+    run: Run,
+) -> list[Guard]:
+    """Guards of a stage; a Fisher is estimated on `guards.data`, or read from an artefact.
+
+    Args:
+        sections: what the configuration asks for.
+        model: what training starts from.
+        examples: (path, count) -> batches of one example each, as the stage tokenises them.
+        loss_fn: negative log-likelihood of one example, summed over its tokens.
+        run: keeps the Fisher beside the run, for later stages.
+    """
+    guards: list[Guard] = []
+    for index, section in enumerate(sections):
+        if section.artefact:
+            fisher = load_fisher(Path(section.artefact))
+            run.add_parent("guard", section.artefact)
+        elif section.data:
+            run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
+            fisher = estimate_fisher(model, examples(section.data, section.samples), loss_fn)
+            save_fisher(run.path / "guards" / f"fisher-{index}.safetensors", fisher)
+        else:
+            raise ConfigError(
+                [
+                    Problem(
+                        f"guards.{index}",
+                        "ewc has neither data nor artefact.",
+                        "set `data` to what must not be forgotten, or `artefact` to a Fisher.",
+                    )
+                ]
+            )
+        guards.append(EWC(section.strength, fisher))
+    return guards
+
+
+def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> None:
+    """Run a trainer with our callbacks, resuming from the newest checkpoint that verifies.
+
+    Raises:
+        Interrupted: after a signal; the checkpoint has been written.
+        CheckpointError: the disk is full, or no checkpoint can be resumed from.
+        NonFiniteError: per `tracking.non_finite`.
+    """
+    keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # we rotate
+    trainer.finite_folder, trainer.non_finite = run.path, config.tracking.non_finite
+    signals, metrics = StopSignals(), MetricsCallback(run, console)
+    lineage = {"run": run.path.name, "parents": run.record.get("parents", [])}
+
+    def state() -> dict[str, Any]:
+        guards = {guard.name: guard.state_dict() for guard in trainer.guards}
+        extra = trainer.extra_state() if hasattr(trainer, "extra_state") else {}
+        return {"guards": guards, "trainer": extra}
+
+    callbacks: list[TrainerCallback] = [
+        GradientCheck(config.tracking.non_finite),
+        StopCallback(signals),
+        metrics,
+        CheckpointCallback(state, keep, lineage),
+    ]
+    trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    checkpoint = _resume_point(trainer, run) if resume else None
+    check_space(run.path, _checkpoint_bytes(trainer))
+    try:
+        with signals.listening(), disk_errors(run.path):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        metrics.close()
+    if signals.received:
+        step = trainer.state.global_step
+        raise Interrupted(
+            f"stopped by {signals.received} after step {step}; the checkpoint is in "
+            f"{run.checkpoints}. Continue with the same command and --resume."
+        )
+    if trainer.skipped_batches:
+        run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
+
+
+def _resume_point(trainer: Any, run: Run) -> Path | None:
+    checkpoint, passed = newest_valid(run.checkpoints)
+    for reason in passed:
+        run.warn(f"passed over: {reason}")
+        console.print(f"[yellow]passed over:[/] {reason}")
+    if checkpoint is None:
+        console.print("no checkpoint yet: starting from the beginning")
+        return None
+    state = load_state(checkpoint, trainer.args.process_index)
+    for guard in trainer.guards:
+        guard.load_state_dict(state["guards"][guard.name])
+    if hasattr(trainer, "load_extra_state"):
+        trainer.load_extra_state(state["trainer"])
+    console.print(f"resuming from {checkpoint}")
+    return checkpoint
+
+
+def _checkpoint_bytes(trainer: Any) -> int:
+    """Weights once more, and two optimizer moments for what trains."""
+    parameters = list(trainer.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    if getattr(trainer.args, "save_only_model", False) or trainer.args.save_strategy == "no":
+        return weights
+    return weights + 2 * sum(4 * p.numel() for p in parameters if p.requires_grad)
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the result of a stage with its tokenizer and a manifest.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder.parent):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_manifest(folder)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    transformers.set_seed(seed)
