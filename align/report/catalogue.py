@@ -59,6 +59,7 @@ KNOWN: dict[str, Metric] = {
     "rollout/length_mean": Metric("Answer length", "Tokens."),
     "speed/tokens_per_second": Metric("Tokens per second"),
     "tokens_per_second": Metric("Tokens per second"),
+    "memory_gib": Metric("Peak memory (GiB)"),
     "guard/ewc": Metric("EWC penalty"),
 }
 

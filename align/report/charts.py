@@ -45,8 +45,13 @@ class Chart:
     @property
     def last(self) -> Line:
         """The line whose last value stands beside the title: the mean if there is one."""
-        means = [line for line in self.lines if line.kind == "mean"]
-        return (means or self.lines)[0]
+        return next((line for line in self.lines if line.kind == "mean"), self.lines[0])
+
+    @property
+    def held_out(self) -> float | None:
+        """The last held-out value, averaged over runs."""
+        last = [line.last for line in self.lines if line.kind == "held-out"]
+        return sum(last) / len(last) if last else None
 
     @property
     def summary(self) -> str:

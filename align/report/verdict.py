@@ -161,7 +161,7 @@ def _detail(row: WinRow, compared: int) -> str:
     if not row.rate.has_interval:
         sentence = f"By the {row.judge} judge, {judged_on(row.rate)}; {kind}."
     if compared > 1:
-        sentence += f" Best of {compared} policies compared; all are shown."
+        sentence += f" Best of {compared} models compared; all are shown."
     gap = row.score_difference
     if gap is not None and number(gap.value) is not None:
         sign = "+" if gap.value > 0 else "−" if gap.value < 0 else ""

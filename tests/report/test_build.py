@@ -117,7 +117,9 @@ def test_figures_are_those_of_the_json_files(pipeline, page, read, tmp_path):
     assert figures["reward_model.length_baseline"] == reward["length_baseline"]["accuracy"]
     logged = (paths["ppo"] / "metrics.jsonl").read_text().splitlines()
     last = [json.loads(line) for line in logged if "kl/k3" in line][-1]
-    assert figures["curve.kl/k3"] == last["kl/k3"]
+    assert figures["curve.ppo.kl/k3"] == last["kl/k3"]
+    logged = (paths["sft"] / "metrics.jsonl").read_text().splitlines()
+    assert figures["curve.sft.eval_loss"] == json.loads(logged[-2])["eval_loss"]
 
 
 def test_several_seeds_are_averaged_and_each_is_shown(pipeline, page, read, tmp_path):
@@ -232,7 +234,7 @@ def test_a_run_without_an_evaluation(pipeline, page):
     assert "not judged yet" in made.text
     assert "No evaluation is among these runs" in made.text
     assert "No samples are recorded" in made.text
-    assert "curve.loss" in made.figures
+    assert "curve.sft.loss" in made.figures
 
 
 def test_samples_of_training_runs_are_shown(pipeline, page):

@@ -119,7 +119,7 @@ def test_the_headline_is_the_best_policy_by_the_gold_judge(pipeline, read, edit,
     assert verdict.tone == "better"
     assert verdict.headline.striptags() == "DPO wins 66% [59, 72] against SFT"
     assert verdict.detail.startswith("By the gold judge, n = 200; 95% interval over prompts.")
-    assert "Best of 2 policies" in verdict.detail
+    assert "Best of 2 models" in verdict.detail
     labels = [one.label for one in key_figures(runs, evaluation_of(tmp_path / "runs"))]
     assert labels == ["DPO against SFT", "PPO against SFT", "Reward-model accuracy", "Time spent"]
 
