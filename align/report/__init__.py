@@ -2,7 +2,7 @@
 
     collect     read run directories, whatever state they are in
     families    which runs are seeds of one thing, and what came from what
-    evidence    win rates and reward-model figures, over prompts and over seeds
+    evidence    win rates and models' figures, over prompts and over seeds; reward: its figures
     verdict     the headline; notices: what to know before believing it
     curves, charts, forest, layout, pipeline    pictures as inline SVG
     samples, records    texts, data cards, configurations, provenance

@@ -32,6 +32,7 @@ from align.report.forest import forest_axis, forest_row, outcome_bar, reliabilit
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
 from align.report.records import configurations, data_cards, pairs, provenance
+from align.report.reward import reward_evidence
 from align.report.samples import gather_samples
 from align.report.values import (
     Json,
@@ -107,6 +108,7 @@ def render(
     found = (evaluate_family(family) for family in families)
     evaluations = [evaluation for evaluation in found if evaluation]
     main = _main_evaluation(evaluations)
+    rewards = reward_evidence(families, evaluations)
     ordered = [run for family in families for run in family.runs]
     stages = list(dict.fromkeys(family.stage for family in families))
     points = int(share * _POINTS / max(1, count_lines(runs)))
@@ -122,9 +124,10 @@ def render(
         "runs": ordered,
         "families": families,
         "verdict": decide(runs, main, len(evaluations)),
-        "key_figures": key_figures(runs, main),
+        "key_figures": key_figures(runs, main, rewards),
         "notices": find_notices(ordered, families, lineage, evaluations),
         "evaluations": evaluations,
+        "rewards": rewards,
         "pipeline_across": draw_pipeline(lineage),
         "pipeline_down": draw_pipeline(lineage, vertical=True),
         "lineage": lineage,

@@ -42,7 +42,9 @@ KNOWN: dict[str, Metric] = {
     "reward/mean": Metric("Reward", "Mean score of the rollouts."),
     "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
     "reward/kl_shaped": Metric("KL-shaped reward", "Score less the KL penalty: what PPO raises."),
-    "kl/reference": Metric("KL to the reference", "How far the policy has moved.", 0.0),
+    "kl/reference": Metric(
+        "KL to the reference", "Nats per answer, estimator k1: how far the policy moved.", 0.0
+    ),
     "kl/k1": Metric("KL, estimator k1", "", 0.0),
     "kl/k3": Metric("KL, estimator k3", "Never negative.", 0.0),
     "kl/coef": Metric("KL coefficient"),
@@ -57,6 +59,11 @@ KNOWN: dict[str, Metric] = {
     "value/explained_variance": Metric("Explained variance", "1 is a perfect critic.", 0.0),
     "rollout/eos_rate": Metric("Finished answers", "Share that ended by themselves.", 1.0),
     "rollout/length_mean": Metric("Answer length", "Tokens."),
+    "rollout/length_max": Metric("Longest answer", "Tokens."),
+    "rollout/sampler_gap": Metric(
+        "Sampler gap", "Log-probability, sampler against trainer; near 0 when they agree.", 0.0
+    ),
+    "value/mean": Metric("Mean value", "What the critic expects."),
     "speed/tokens_per_second": Metric("Tokens per second"),
     "tokens_per_second": Metric("Tokens per second"),
     "memory_gib": Metric("Peak memory (GiB)"),

@@ -1,4 +1,4 @@
-"""Win rates and reward-model figures: as evaluated on prompts, and aggregated over seeds.
+"""Win rates and the models' figures: as evaluated on prompts, and aggregated over seeds.
 
 One evaluation keeps the intervals its run wrote (Wilson, over prompts). Several seeds become the
 mean with Student's t-interval over seeds, each seed's own figure staying visible beside it.
@@ -88,10 +88,6 @@ class Evaluation:
     models: list[str]
     wins: list[WinRow]
     metrics: dict[str, dict[str, Estimate]]  # metric -> model -> figure
-    reward: dict[str, Estimate]  # accuracy, length_baseline, annotators, log_loss, ece, ...
-    reward_notes: Json  # the reward model's section of the first seed, for its words
-    bins: list[Json]  # of the reliability diagram, of the first seed that has them
-    bins_of: str  # that seed
     other: list[tuple[str, Json]]  # seed label and what else evaluation.json holds
 
     @property
@@ -114,17 +110,12 @@ def evaluate_family(family: Family) -> Evaluation | None:
     models: list[str] = []
     for _, evaluation in found:
         models += [name for name in mapping(evaluation.get("models")) if name not in models]
-    binned = [(label, bins) for label, e in found if (bins := reliability_bins(e))]
     return Evaluation(
         family=family,
         baseline=text(found[0][1].get("baseline")) or (models[0] if models else ""),
         models=models,
         wins=_win_rows(found),
         metrics=_model_metrics(found, models),
-        reward=_reward_figures(found),
-        reward_notes=mapping(found[0][1].get("reward_model")),
-        bins=binned[0][1] if binned else [],
-        bins_of=binned[0][0] if binned else "",
         other=[(label, rest) for label, evaluation in found if (rest := _rest(evaluation))],
     )
 
@@ -172,27 +163,6 @@ def over_seeds(found: Sequence[tuple[str, Estimate]]) -> Estimate | None:
         over="seeds",
         dots=tuple((label, estimate.value) for label, estimate in found),
     )
-
-
-def reliability_bins(evaluation: Json) -> list[Json]:
-    """Bins as predicted, observed and count, under whichever names they were written."""
-    reward = mapping(evaluation.get("reward_model"))
-    names = ("reliability", "bins", "calibration", "reliability_bins")
-    source = next((found for name in names if (found := rows(reward.get(name)))), [])
-    bins = []
-    for item in source:
-        predicted = _first(item, "predicted", "confidence", "mean_predicted", "mean_confidence")
-        observed = _first(item, "observed", "accuracy", "rate", "fraction")
-        if predicted is not None and observed is not None:
-            ends = {"low": item.get("accuracy_low"), "high": item.get("accuracy_high")}
-            count = _first(item, "n", "count", "weight")
-            bins.append({"predicted": predicted, "observed": observed, "n": count} | ends)
-    return bins
-
-
-def _first(item: Json, *names: str) -> float | None:
-    found = (estimate_of(item.get(name)) for name in names)
-    return next((estimate.value for estimate in found if estimate), None)
 
 
 def _win_rows(found: Sequence[tuple[str, Json]]) -> list[WinRow]:
@@ -255,28 +225,6 @@ def _model_metrics(
         }
         for name, per_model in collected.items()
     }
-
-
-def _reward_figures(found: Sequence[tuple[str, Json]]) -> dict[str, Estimate]:
-    collected: dict[str, list[tuple[str, Estimate]]] = {}
-    for label, evaluation in found:
-        reward = mapping(evaluation.get("reward_model"))
-        for name, value in reward.items():
-            if name in ("low", "high", "n"):
-                continue
-            parent = reward if name == "accuracy" else None
-            if (estimate := estimate_of(value, parent)) is not None:
-                collected.setdefault(_reward_name(name), []).append((label, estimate))
-    return {
-        name: estimate
-        for name, values in collected.items()
-        if (estimate := over_seeds(values)) is not None
-    }
-
-
-def _reward_name(name: str) -> str:
-    """The annotators' own consistency goes by several names."""
-    return "annotators" if "annotator" in name or "consistency" in name else name
 
 
 def _rest(evaluation: Json) -> Json:

@@ -16,6 +16,7 @@ from align.report.values import Json, raw, text
 # Where a run reads and writes, and its seed, may differ between the seeds of one pipeline.
 _FREE_KEYS = {"seed", "dir", "overwrite", "path", "artefact", "policy", "init", "tokenizer"}
 _FREE_SECTIONS = {"tracking"}
+_MODEL_ROLES = ("model", "reward", "value", "reference")  # parents that are models
 _NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation", "base": "Base"}
 _ACRONYMS = ("sft", "dpo", "ppo", "kto", "grpo", "rloo", "rm")
 _STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
@@ -196,7 +197,7 @@ def _add_parent(
     role = text(parent.get("role")) or "model"
     folder = parent_folder(run, parent)
     source = home.get(folder.resolve()) if folder else None
-    if source is None and role == "data":
+    if source is None and role not in _MODEL_ROLES:
         name = short_path(text(parent.get("path")))
         if name and name not in lineage.nodes[target].data:
             lineage.nodes[target].data.append(name)
@@ -206,9 +207,9 @@ def _add_parent(
         name = short_path(text(parent.get("run") if lost else parent.get("path"))) or "unnamed"
         source = f"source:{name}"
         lineage.nodes.setdefault(source, Node(source, name, lost=lost))
-    edge = Edge(source, target, role)
-    if source != target and edge not in lineage.edges:
-        lineage.edges.append(edge)
+    joined = any((edge.source, edge.target) == (source, target) for edge in lineage.edges)
+    if source != target and not joined:  # one arrow, of the first role, says enough
+        lineage.edges.append(Edge(source, target, role))
 
 
 def short_path(path: str) -> str:

@@ -88,6 +88,8 @@ def _of_runs(runs: Sequence[RunData]) -> Iterator[Notice]:
             yield Notice("warning", name, _running(run))
         elif run.status != "completed":
             yield Notice("error", name, "run.json does not say how the run ended.")
+        if mapping(run.record.get("results")).get("dry_run"):
+            yield Notice("warning", name, "This was a dry run: nothing was trained.")
         for problem in run.problems:
             gone = "missing" in problem or "cannot be read" in problem
             # A run that has not ended may still write the file.

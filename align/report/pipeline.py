@@ -93,7 +93,7 @@ def _arrow(link: Link, layout: Layout, lineage: Lineage, vertical: bool) -> Mark
     if not target.waypoint:
         shape = " L".join(_point(point, vertical) for point in head)
         parts.append(tag("path", d=f"M{shape} Z", class_="head"))
-    known = link.kind if link.kind in ("model", "reward", "data", "value") else "model"
+    known = link.kind if link.kind in ("model", "reward") else "data"
     label = lineage.nodes[link.source.split("\n")[0]].label
     return tag("g", tag("title", f"{label} as {link.kind}"), *parts, class_=f"edge role-{known}")
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from align.report.collect import TRAINING, RunData
 from align.report.evidence import Estimate, Evaluation, WinRow
 from align.report.families import display_name, hue
+from align.report.reward import RewardEvidence
 from align.report.values import figure, number, percent_interval, shown
 
 Tone = Literal["better", "worse", "unclear", "none"]
@@ -90,8 +91,12 @@ def judged_on(rate: Estimate) -> str:
     return f"n = {rate.n:,g}" if rate.n else "n was not recorded"
 
 
-def key_figures(runs: Sequence[RunData], evaluation: Evaluation | None) -> list[KeyFigure]:
-    """Win rates, reward-model accuracy, distance from the reference, cost."""
+def key_figures(
+    runs: Sequence[RunData],
+    evaluation: Evaluation | None,
+    rewards: Sequence[RewardEvidence] = (),
+) -> list[KeyFigure]:
+    """Win rates, reward-model accuracy, and the time it took."""
     figures = []
     if evaluation:
         for row in evaluation.key_rows[:3]:
@@ -103,16 +108,16 @@ def key_figures(runs: Sequence[RunData], evaluation: Evaluation | None) -> list[
                     hue(row.a),
                 )
             )
-        if accuracy := evaluation.reward.get("accuracy"):
-            figures.append(
-                KeyFigure(
-                    "Reward-model accuracy",
-                    shown(accuracy.value, "percent", "figure.reward_model.accuracy"),
-                    f"{_interval_text(accuracy)} · held-out pairs",
-                    "hue-reward",
-                )
+    if rewards and (accuracy := rewards[0].figures.get("accuracy")):
+        figures.append(
+            KeyFigure(
+                "Reward-model accuracy",
+                shown(accuracy.value, "percent", "figure.reward_model.accuracy"),
+                f"{_interval_text(accuracy)} · held-out pairs",
+                "hue-reward",
             )
-    figures += _training_figures(runs) if not figures else []
+        )
+    figures += _training_figures(runs) if not evaluation else []
     if spent := [run.seconds for run in runs if run.seconds is not None]:
         trained = sum(run.stage in TRAINING for run in runs)
         detail = f"{len(runs)} run{'s' * (len(runs) > 1)}"

@@ -9,6 +9,7 @@ import pytest
 from align.report.collect import collect
 from align.report.evidence import Estimate, estimate_of, evaluate_family, over_seeds
 from align.report.families import make_families
+from align.report.reward import reward_evidence
 from align.report.verdict import decide, key_figures, tone_of
 
 T_TWO_DEGREES = 4.302652729911275  # 97.5% quantile of Student's t with 2 degrees of freedom
@@ -62,13 +63,14 @@ def test_model_and_reward_figures(pipeline, read, tmp_path):
     )
     assert "score_low" not in found.metrics
     reward = saved["reward_model"]
-    assert found.reward["accuracy"] == Estimate(
+    (shown,) = reward_evidence([], [found])
+    assert shown.figures["accuracy"] == Estimate(
         reward["accuracy"], reward["low"], reward["high"], reward["n"]
     )
-    assert found.reward["length_baseline"].value == reward["length_baseline"]["accuracy"]
-    assert found.reward["length_baseline"].low == reward["length_baseline"]["low"]
-    assert found.reward["ece"].value == reward["ece"]
-    assert [item["observed"] for item in found.bins] == [
+    assert shown.figures["length_baseline"].value == reward["length_baseline"]["accuracy"]
+    assert shown.figures["length_baseline"].low == reward["length_baseline"]["low"]
+    assert shown.figures["ece"].value == reward["ece"]
+    assert [item["observed"] for item in shown.bins] == [
         b["accuracy"] for b in reward["reliability"]
     ]
 
@@ -77,7 +79,24 @@ def test_annotator_consistency_goes_by_several_names(pipeline, read, edit, tmp_p
     file = pipeline()["evaluate"] / "evaluation.json"
     reward = read(file)["reward_model"] | {"annotator_consistency": {"value": 0.8, "low": 0.77}}
     edit(file, reward_model=reward)
-    assert evaluation_of(tmp_path / "runs").reward["annotators"].value == 0.8
+    (shown,) = reward_evidence([], [evaluation_of(tmp_path / "runs")])
+    assert shown.figures["annotators"].value == 0.8
+
+
+def test_a_reward_run_speaks_for_itself_where_no_evaluation_does(pipeline, read, edit):
+    paths = pipeline()
+    saved = read(paths["evaluate"] / "evaluation.json")["reward_model"]
+    edit(paths["reward"] / "run.json", results={"steps": 3, "validation": saved})
+    families = make_families(collect([paths["reward"]]))
+    (shown,) = reward_evidence(families, [])
+    assert shown.label == "Reward model, its own validation pairs"
+    assert shown.figures["accuracy"].value == saved["accuracy"]
+    edit(paths["reward"] / "run.json", results={"validation": {}, "test": {"accuracy": 0.5}})
+    (shown,) = reward_evidence(make_families(collect([paths["reward"]])), [])
+    assert (shown.label, shown.figures["accuracy"].value) == (
+        "Reward model, its own test pairs",
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("value", [None, "0.7", True, float("nan"), [0.7], {"value": "x"}, {}])
@@ -120,7 +139,8 @@ def test_the_headline_is_the_best_policy_by_the_gold_judge(pipeline, read, edit,
     assert verdict.headline.striptags() == "DPO wins 66% [59, 72] against SFT"
     assert verdict.detail.startswith("By the gold judge, n = 200; 95% interval over prompts.")
     assert "Best of 2 models" in verdict.detail
-    labels = [one.label for one in key_figures(runs, evaluation_of(tmp_path / "runs"))]
+    found = evaluation_of(tmp_path / "runs")
+    labels = [one.label for one in key_figures(runs, found, reward_evidence([], [found]))]
     assert labels == ["DPO against SFT", "PPO against SFT", "Reward-model accuracy", "Time spent"]
 
 

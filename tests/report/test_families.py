@@ -61,14 +61,17 @@ def test_of_runs_with_one_seed_the_last_completed_counts(pipeline, tmp_path, edi
 def test_lineage_has_an_edge_per_parent_and_names_what_is_lost(pipeline, tmp_path, edit):
     paths = pipeline()
     gone = {"role": "value", "path": "elsewhere/critic/model", "run": "elsewhere/critic"}
+    again = {"role": "reference", "path": str(paths["sft"] / "model"), "run": str(paths["sft"])}
+    guard = {"role": "guard", "path": "elsewhere/fisher.safetensors", "run": None}
     parents = collect([paths["ppo"]])[0].parents
-    edit(paths["ppo"] / "run.json", parents=[*parents, gone])
+    edit(paths["ppo"] / "run.json", parents=[*parents, gone, again, guard])
     lineage = trace(make_families(collect([tmp_path / "runs"])))
     into_ppo = {(e.source, e.role) for e in lineage.edges if e.target == "ppo"}
     assert into_ppo == {("sft", "model"), ("reward", "reward"), ("source:critic", "value")}
     assert lineage.nodes["source:critic"].lost
     assert not lineage.nodes["source:base"].lost
     assert lineage.nodes["dpo"].data == ["comparisons.db"]
+    assert lineage.nodes["ppo"].data == ["fisher.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_two_seeds_are_said(pipeline, notices):
         ({"status": "failed", "error": "ValueError: no"}, "error", ("failed", "ValueError: no")),
         ({"status": "interrupted", "error": "SIGTERM"}, "error", ("interrupted", "SIGTERM")),
         ({"status": "running"}, "warning", ("had not finished", "last logged at 2026-03-02")),
+        ({"results": {"dry_run": True}}, "warning", ("dry run",)),
         ({"status": None}, "error", ("does not say how",)),
         ({"warnings": ["KL is negative"]}, "warning", ("KL is negative",)),
         ({"git": {"commit": "abc", "dirty": True}}, "note", ("uncommitted changes",)),

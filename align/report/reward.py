@@ -1,0 +1,108 @@
+"""Reward-model figures: from the evaluation, or else from the reward model's own held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.report.evidence import Estimate, Evaluation, estimate_of, over_seeds, seed_label
+from align.report.families import Family
+from align.report.values import Json, mapping, rows
+
+
+@dataclass(frozen=True)
+class RewardEvidence:
+    """How good a reward model is, over all seeds."""
+
+    label: str  # whose figures, and on what
+    figures: dict[str, Estimate]  # accuracy, length_baseline, annotators, log_loss, ece, ...
+    notes: Json  # the first seed's section as written, for its words
+    bins: list[Json]  # of the reliability diagram, of the first seed that has them
+    bins_of: str  # that seed
+    seeds: int
+
+
+def reward_evidence(
+    families: Sequence[Family], evaluations: Sequence[Evaluation]
+) -> list[RewardEvidence]:
+    """What the evaluations say of reward models; if nothing, what the reward runs themselves say.
+
+    A reward run keeps figures on its test pairs, or else on its validation pairs.
+    """
+    found = [
+        gather(
+            evaluation.family.label,
+            [
+                (seed_label(run), mapping(run.evaluation.get("reward_model")))
+                for run in evaluation.family.one_per_seed
+            ],
+        )
+        for evaluation in evaluations
+    ]
+    if not any(found):
+        for family in families:
+            results = [
+                (seed_label(run), mapping(run.record.get("results")))
+                for run in family.one_per_seed
+                if family.stage == "reward"
+            ]
+            for part in ("test", "validation"):
+                held_out = [(label, mapping(result.get(part))) for label, result in results]
+                if any("accuracy" in one for _, one in held_out):
+                    found.append(gather(f"{family.label}, its own {part} pairs", held_out))
+                    break
+    return [evidence for evidence in found if evidence]
+
+
+def gather(label: str, found: Sequence[tuple[str, Json]]) -> RewardEvidence | None:
+    """Figures of one reward model over seeds; None where there are none."""
+    collected: dict[str, list[tuple[str, Estimate]]] = {}
+    for seed, section in found:
+        for name, value in section.items():
+            if name in ("low", "high", "n"):
+                continue
+            parent = section if name == "accuracy" else None
+            if (estimate := estimate_of(value, parent)) is not None:
+                collected.setdefault(_canonical(name), []).append((seed, estimate))
+    if not collected:
+        return None
+    binned = [(seed, bins) for seed, section in found if (bins := reliability_bins(section))]
+    return RewardEvidence(
+        label=label,
+        figures={
+            name: estimate
+            for name, values in collected.items()
+            if (estimate := over_seeds(values)) is not None
+        },
+        notes=found[0][1],
+        bins=binned[0][1] if binned else [],
+        bins_of=binned[0][0] if binned else "",
+        seeds=len(found),
+    )
+
+
+def reliability_bins(section: Json) -> list[Json]:
+    """Bins as predicted, observed (with low and high) and n; those that lack a figure are left out.
+
+    Args:
+        section: a reward model's figures; `reliability` holds the bins.
+    """
+    bins = []
+    for item in rows(section.get("reliability")):
+        predicted, observed = estimate_of(item.get("confidence")), estimate_of(item.get("accuracy"))
+        if predicted and observed:
+            bins.append(
+                {
+                    "predicted": predicted.value,
+                    "observed": observed.value,
+                    "low": item.get("accuracy_low"),
+                    "high": item.get("accuracy_high"),
+                    "n": item.get("n"),
+                }
+            )
+    return bins
+
+
+def _canonical(name: str) -> str:
+    """The annotators' own consistency goes by several names."""
+    return "annotators" if "annotator" in name or "consistency" in name else name
