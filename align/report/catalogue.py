@@ -42,9 +42,7 @@ KNOWN: dict[str, Metric] = {
     "reward/mean": Metric("Reward", "Mean score of the rollouts."),
     "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
     "reward/kl_shaped": Metric("KL-shaped reward", "Score less the KL penalty: what PPO raises."),
-    "kl/reference": Metric(
-        "KL to the reference", "Nats per answer, estimator k1: how far the policy moved.", 0.0
-    ),
+    "kl/reference": Metric("KL to the reference", "Nats per answer, estimator k1.", 0.0),
     "kl/k1": Metric("KL, estimator k1", "", 0.0),
     "kl/k3": Metric("KL, estimator k3", "Never negative.", 0.0),
     "kl/coef": Metric("KL coefficient"),

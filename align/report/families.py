@@ -17,7 +17,8 @@ from align.report.values import Json, raw, text
 _FREE_KEYS = {"seed", "dir", "overwrite", "path", "artefact", "policy", "init", "tokenizer"}
 _FREE_SECTIONS = {"tracking"}
 _MODEL_ROLES = ("model", "reward", "value", "reference")  # parents that are models
-_NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation", "base": "Base"}
+_NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation"}
+_NAMES |= {name: name.capitalize() for name in ("base", "before", "after", "policy")}
 _ACRONYMS = ("sft", "dpo", "ppo", "kto", "grpo", "rloo", "rm")
 _STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
 

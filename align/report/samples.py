@@ -7,7 +7,7 @@ for the page and say so; the run directory keeps them whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from align.report.collect import RunData
 from align.report.families import display_name, hue
@@ -15,6 +15,7 @@ from align.report.notices import run_title
 from align.report.values import Json, mapping, number, rows, text
 
 MAX_CHARACTERS = 4000  # of one text on the page
+_OWN_NAMES = ("after", "policy", "completion", "response")
 _PLAIN_KEYS = ("before", "completion", "response", "after")
 
 
@@ -121,7 +122,13 @@ def _trained(run: RunData, row: Json) -> Sample:
     scores = mapping(row.get("scores"))
     if not scores and len(completions) == 1 and "score" in row:
         scores = dict.fromkeys(completions, row["score"])
-    return _sample(run_title(run), row.get("prompt"), completions, scores)
+    sample = _sample(run_title(run), row.get("prompt"), completions, scores)
+    # Whatever the run calls its own answers, they have the colour of its stage.
+    answers = [
+        replace(answer, hue=hue(run.stage)) if name in _OWN_NAMES else answer
+        for name, answer in zip(completions, sample.answers, strict=True)
+    ]
+    return replace(sample, answers=answers)
 
 
 def _sample(
