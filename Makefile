@@ -9,6 +9,7 @@ export VENV PYTHON TORCH_SPEC
 # Nothing here may phone home or wait for a terminal.
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+export NO_MKDOCS_2_WARNING ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check bench docs clean setup setup-dev
