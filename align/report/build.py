@@ -31,7 +31,7 @@ from align.report.families import display_name, hue, make_families, trace
 from align.report.forest import forest_axis, forest_row, outcome_bar, reliability
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
-from align.report.records import configurations, data_cards, pairs, provenance
+from align.report.records import configurations, data_cards, pairs, provenance, without_tables
 from align.report.reward import reward_evidence
 from align.report.samples import gather_samples
 from align.report.values import (
@@ -61,7 +61,8 @@ def build_report(
             different seeds are averaged.
         output: the file to write; a folder gets a `report.html`.
         title: of the page; default: the folder the runs lie in.
-        summary: further results to print and embed as they are, for example summary.json.
+        summary: further results to print and embed, for example summary.json. A `reward_model` in
+            it, or in each of its `runs` (one per seed), is shown beside the evaluations'.
 
     Returns:
         The file written.
@@ -108,7 +109,7 @@ def render(
     found = (evaluate_family(family) for family in families)
     evaluations = [evaluation for evaluation in found if evaluation]
     main = _main_evaluation(evaluations)
-    rewards = reward_evidence(families, evaluations)
+    rewards = reward_evidence(families, evaluations, summary)
     ordered = [run for family in families for run in family.runs]
     stages = list(dict.fromkeys(family.stage for family in families))
     points = int(share * _POINTS / max(1, count_lines(runs)))
@@ -140,7 +141,7 @@ def render(
         "cards": data_cards(families),
         "configurations": configurations(families),
         "provenance": provenance(ordered),
-        "summary": pairs(summary or {}),
+        "summary": pairs(without_tables(summary or {})),
         "data": _embedded(evaluations, ordered, summary),
     }
     return _environment().get_template("page.html").render(context)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from align.evaluate.significance import seeds_interval
 from align.report.collect import RunData
-from align.report.families import Family
+from align.report.families import Family, in_order
 from align.report.values import Json, mapping, number, rows, text
 
 Over = Literal["prompts", "seeds"]
@@ -113,7 +113,7 @@ def evaluate_family(family: Family) -> Evaluation | None:
     return Evaluation(
         family=family,
         baseline=text(found[0][1].get("baseline")) or (models[0] if models else ""),
-        models=models,
+        models=in_order(models),
         wins=_win_rows(found),
         metrics=_model_metrics(found, models),
         other=[(label, rest) for label, evaluation in found if (rest := _rest(evaluation))],

@@ -6,7 +6,7 @@ a family is averaged over seeds. Leaves out drawing: `align.report.pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -30,6 +30,11 @@ def display_name(name: str) -> str:
     head = next((acronym for acronym in _ACRONYMS if name.lower().startswith(acronym)), "")
     rest = name[len(head) :]
     return head.upper() + rest if head and not rest[:1].isalpha() else name
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Models as they came about: what was there before any training first, else as given."""
+    return sorted(names, key=lambda name: name.lower() not in ("base", "before"))
 
 
 def hue(name: str) -> str:

@@ -227,10 +227,10 @@ def provenance(runs: Sequence[RunData]) -> list[Provenance]:
     return [_provenance(run) for run in runs]
 
 
-def _without_tables(values: Json) -> Json:
+def without_tables(values: Json) -> Json:
     """Without lists of objects, such as the bins of a reliability diagram."""
     return {
-        key: _without_tables(value) if isinstance(value, dict) else value
+        key: without_tables(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if not rows(value)
     }
@@ -267,6 +267,6 @@ def _provenance(run: RunData) -> Provenance:
             (text(p.get("role")), text(p.get("path")), text(p.get("fingerprint")))
             for p in run.parents
         ],
-        results=pairs(_without_tables(mapping(record.get("results")))),
+        results=pairs(without_tables(mapping(record.get("results")))),
         command=shlex.join(map(text, command)) if isinstance(command, list) else text(command),
     )

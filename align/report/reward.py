@@ -23,14 +23,19 @@ class RewardEvidence:
 
 
 def reward_evidence(
-    families: Sequence[Family], evaluations: Sequence[Evaluation]
+    families: Sequence[Family],
+    evaluations: Sequence[Evaluation],
+    summary: Json | None = None,
 ) -> list[RewardEvidence]:
-    """What the evaluations say of reward models; if nothing, what the reward runs themselves say.
+    """What evaluations and summary say of reward models; if nothing, what the reward runs do.
 
-    A reward run keeps figures on its test pairs, or else on its validation pairs.
+    Args:
+        families: all runs; a reward run keeps figures on its test or else its validation pairs.
+        evaluations: `reward_model` in their evaluation.json.
+        summary: `reward_model` in it, or in each of its `runs`.
     """
-    found = [
-        gather(
+    sources = [
+        (
             evaluation.family.label,
             [
                 (seed_label(run), mapping(run.evaluation.get("reward_model")))
@@ -39,19 +44,30 @@ def reward_evidence(
         )
         for evaluation in evaluations
     ]
-    if not any(found):
-        for family in families:
-            results = [
-                (seed_label(run), mapping(run.record.get("results")))
-                for run in family.one_per_seed
-                if family.stage == "reward"
-            ]
-            for part in ("test", "validation"):
-                held_out = [(label, mapping(result.get(part))) for label, result in results]
-                if any("accuracy" in one for _, one in held_out):
-                    found.append(gather(f"{family.label}, its own {part} pairs", held_out))
-                    break
-    return [evidence for evidence in found if evidence]
+    whole = summary or {}
+    sources.append(("On the pairs of the summary", _of_summary(rows(whole.get("runs")) or [whole])))
+    found = [evidence for label, sections in sources if (evidence := gather(label, sections))]
+    for family in families if not found else ():
+        results = [
+            (seed_label(run), mapping(run.record.get("results")))
+            for run in family.one_per_seed
+            if family.stage == "reward"
+        ]
+        for part in ("test", "validation"):
+            sections = [(label, mapping(result.get(part))) for label, result in results]
+            if any("accuracy" in section for _, section in sections):
+                evidence = gather(f"{family.label}, its own {part} pairs", sections)
+                found += [evidence] if evidence else []
+                break
+    return found
+
+
+def _of_summary(runs: Sequence[Json]) -> list[tuple[str, Json]]:
+    return [
+        (f"seed {run['seed']}" if "seed" in run else f"run {index + 1}", section)
+        for index, run in enumerate(runs)
+        if (section := mapping(run.get("reward_model")))
+    ]
 
 
 def gather(label: str, found: Sequence[tuple[str, Json]]) -> RewardEvidence | None:
@@ -64,7 +80,7 @@ def gather(label: str, found: Sequence[tuple[str, Json]]) -> RewardEvidence | No
             parent = section if name == "accuracy" else None
             if (estimate := estimate_of(value, parent)) is not None:
                 collected.setdefault(_canonical(name), []).append((seed, estimate))
-    if not collected:
+    if "accuracy" not in collected:
         return None
     binned = [(seed, bins) for seed, section in found if (bins := reliability_bins(section))]
     return RewardEvidence(

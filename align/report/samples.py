@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from align.report.collect import RunData
-from align.report.families import display_name, hue
+from align.report.families import display_name, hue, in_order
 from align.report.notices import run_title
 from align.report.values import Json, mapping, number, rows, text
 
 MAX_CHARACTERS = 4000  # of one text on the page
-_OWN_NAMES = ("after", "policy", "completion", "response")
+_OWN_NAMES = ("after", "completion", "response")
 _PLAIN_KEYS = ("before", "completion", "response", "after")
 
 
@@ -78,10 +78,15 @@ class SampleSet:
 
 
 def gather_samples(runs: Sequence[RunData], budget: int) -> SampleSet:
-    """Samples of all runs, run by run; each run may spend an equal share of `budget` characters."""
+    """Samples of all runs, evaluations first, then the latest stages.
+
+    Args:
+        runs: in the order of the pipeline.
+        budget: characters on the page; each run may spend an equal share.
+    """
     lists = [
         *([_evaluated(run, row) for row in rows(run.evaluation.get("samples"))] for run in runs),
-        *([_trained(run, row) for row in run.samples] for run in runs),
+        *([_trained(run, row) for row in run.samples] for run in reversed(runs)),
     ]
     lists = [kept for own in lists if (kept := [sample for sample in own if sample.answers])]
     shown: list[Sample] = []
@@ -126,7 +131,7 @@ def _trained(run: RunData, row: Json) -> Sample:
     # Whatever the run calls its own answers, they have the colour of its stage.
     answers = [
         replace(answer, hue=hue(run.stage)) if name in _OWN_NAMES else answer
-        for name, answer in zip(completions, sample.answers, strict=True)
+        for name, answer in zip(in_order(completions), sample.answers, strict=True)
     ]
     return replace(sample, answers=answers)
 
@@ -134,18 +139,18 @@ def _trained(run: RunData, row: Json) -> Sample:
 def _sample(
     source: str, prompt: object, completions: Json, scores: Json, baseline: str = ""
 ) -> Sample:
-    found = {name: number(scores.get(name)) for name in completions}
+    found = {name: number(scores.get(name)) for name in in_order(completions)}
     known = [score for score in found.values() if score is not None]
     best = max(known) if len(known) > 1 and max(known) > min(known) else None
     answers = [
         Answer(
             label=display_name(name),
             hue=hue(name),
-            turns=to_turns(completion),
-            score=found[name],
-            best=best is not None and found[name] == best,
+            turns=to_turns(completions[name]),
+            score=score,
+            best=best is not None and score == best,
         )
-        for name, completion in completions.items()
+        for name, score in found.items()
     ]
     names = list(found)
     base = baseline if baseline in found else names[0] if names else ""

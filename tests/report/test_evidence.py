@@ -99,6 +99,29 @@ def test_a_reward_run_speaks_for_itself_where_no_evaluation_does(pipeline, read,
     )
 
 
+def test_a_summary_speaks_of_reward_models_too():
+    runs = [
+        {
+            "seed": seed,
+            "reward_model": {
+                "accuracy": 0.7 + seed / 100,
+                "low": 0.6,
+                "high": 0.8,
+                "n": 90,
+                "annotator_consistency": {"rate": 0.75, "low": 0.7, "high": 0.8, "n": 300},
+            },
+        }
+        for seed in (0, 1, 2)
+    ]
+    (shown,) = reward_evidence([], [], {"runs": runs})
+    assert shown.figures["accuracy"].dots == (("seed 0", 0.7), ("seed 1", 0.71), ("seed 2", 0.72))
+    assert shown.figures["accuracy"].value == pytest.approx(0.71)
+    assert shown.figures["annotators"].value == pytest.approx(0.75)
+    (single,) = reward_evidence([], [], runs[1])
+    assert (single.figures["accuracy"].value, single.figures["accuracy"].low) == (0.71, 0.6)
+    assert reward_evidence([], [], {"runs": [{"reward_model": None}], "reward_model": 3}) == []
+
+
 @pytest.mark.parametrize("value", [None, "0.7", True, float("nan"), [0.7], {"value": "x"}, {}])
 def test_what_is_no_figure_is_none(value):
     assert estimate_of(value) is None
