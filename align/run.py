@@ -25,6 +25,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,11 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: StageConfig, *, resume: bool = False, command: list[str] | None = None
+    config: StageConfig,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    command: list[str] | None = None,
 ) -> Iterator[Run]:
     """Open, lock and close a run directory; the way it ended is written whatever happens.
 
@@ -100,12 +105,19 @@ def open_run(
         config: the stage's configuration; `run.dir` names the directory.
         resume: continue what is there; otherwise the directory must be new, empty, or
             `run.overwrite` set.
+        dry_run: work in a temporary directory and leave the real one alone.
         command: the command line, for the record.
 
     Raises:
         RunError: another process holds the directory; it holds another run and neither resume
             nor overwrite was asked for; a resumed run's configuration differs.
     """
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="align-dry-run-") as folder:
+            run = Run(Path(folder), config.stage)
+            run.record = {"seed": config.run.seed}
+            yield run
+        return
     path = Path(config.run.dir or f"runs/{config.stage}-{datetime.now():%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,278 @@
+"""The `align` command: one sub-command per stage. Parses, calls the stage, prints the result.
+
+The only place that wires everything. Heavy imports happen inside the commands, so that `--help` is
+immediate. Exit codes belong to the errors (`align.errors`): docs/cli.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from align import __version__
+from align.errors import AlignError, ConfigError
+
+app = typer.Typer(
+    name="align",
+    help="From a base model and human judgement to an aligned policy with evidence.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="YAML configuration of the stage.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, any number.", metavar="OVERRIDES")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check config, data and memory; train nothing.")
+]
+
+
+def run_stage(
+    stage: str, config: Path | None, overrides: Sequence[str], *, resume: bool, dry_run: bool
+) -> Path:
+    """Load a configuration, open its run directory and run the stage; returns the directory."""
+    quiet_libraries()
+    from align.config import STAGES, load_config
+    from align.run import open_run
+
+    loaded = load_config(STAGES[stage], config, overrides)
+    module = importlib.import_module(f"align.stages.{stage}")
+    with open_run(loaded, resume=resume, dry_run=dry_run) as run:
+        module.run(loaded, run, resume=resume, dry_run=dry_run)
+        if not dry_run:
+            errors.print(f"[green]{stage}[/]: {run.path}", highlight=False)
+        return run.path
+
+
+@app.command()
+def sft(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Fine-tune a language model on text, prompt-completion pairs or conversations."""
+    run_stage("sft", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def reward(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a reward model on comparisons, and normalise it over policy samples."""
+    run_stage("reward", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def dpo(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a policy on comparisons directly."""
+    run_stage("dpo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def ppo(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Optimise a policy against reward models and reward functions."""
+    run_stage("ppo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def evaluate(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Compare models on held-out prompts by a judge, with intervals."""
+    run_stage("evaluate", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Turn run directories into one self-contained HTML page."""
+    from align.report import build_report
+
+    page = build_report(runs, output, title=title)
+    print(page)
+
+
+@app.command()
+def quickstart(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where runs and report go.")
+    ] = Path("runs/quickstart"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated; one run each.")] = "0",
+    judge: Annotated[str, typer.Option(help="Who compares answers: simulated.")] = "simulated",
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report.")] = True,
+) -> None:
+    """The whole loop on a small generated world, from pretraining to a report."""
+    quiet_libraries()
+    from align.quickstart.recipe import run_quickstart
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds!r} is not a list of whole numbers like 0,1,2.") from None
+    page = run_quickstart(output, seeds=numbers, judge=judge)
+    print(page)
+    if open_page and sys.stdout.isatty():
+        typer.launch(str(page))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; - reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Data file of prompts.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    beams: Annotated[int, typer.Option("--beams", help="Beam search above 1.")] = 1,
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Answers per prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="For repeatable samples.")] = None,
+    raw: Annotated[bool, typer.Option(help="Do not apply the chat template.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
+) -> None:
+    """Write a model's answers to prompts."""
+    quiet_libraries()
+    from align.generate import Decoding, run_generate
+
+    decoding = Decoding(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        beams=beams,
+        samples=samples,
+        seed=seed,
+    )
+    run_generate(
+        model,
+        prompts or [],
+        file=file,
+        decoding=decoding,
+        output=output,
+        raw=raw,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
+    versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
+    save: Annotated[str | None, typer.Option(help="JSONL file or store URL for choices.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
+) -> None:
+    """Talk to a checkpoint in the terminal."""
+    quiet_libraries()
+    from align.chat import run_chat
+
+    run_chat(
+        model,
+        versus=versus,
+        save=save,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+@app.command()
+def init(
+    config: Annotated[
+        Path, typer.Argument(help="Model config, e.g. configs/models/llama-6m.json.")
+    ],
+    data: Annotated[list[Path], typer.Option("--data", help="Text the tokenizer learns from.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the model goes.")],
+    vocab_size: Annotated[int, typer.Option(help="Of the tokenizer.")] = 4096,
+    chat_template: Annotated[str, typer.Option(help="Built-in name or .jinja file.")] = "chatml",
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 42,
+) -> None:
+    """Make a fresh model and tokenizer from a config: for machines without a hub."""
+    quiet_libraries()
+    from align.engine.create import create_model
+
+    print(
+        create_model(
+            config,
+            out,
+            tokenizer_data=data,
+            vocab_size=vocab_size,
+            chat_template=chat_template,
+            seed=seed,
+        )
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, what is missing, and the command that installs it."""
+    from align.doctor import diagnose, render
+
+    checks = diagnose()
+    Console().print(render(checks))
+    if any(check.status == "missing" and check.required for check in checks):
+        raise typer.Exit(9)
+
+
+@app.command()
+def version() -> None:
+    """Print Align's version."""
+    print(__version__)
+
+
+def quiet_libraries() -> None:
+    """No telemetry, no progress bars or advice of libraries between our own lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import warnings
+
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command line; errors made for users are printed without a traceback."""
+    from align.run import exit_code_of
+
+    try:
+        return app(args=list(arguments) if arguments is not None else None)
+    except AlignError as error:
+        errors.print(f"[red]error:[/] {type(error).__name__}", highlight=False)
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(exit_code_of(error))
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

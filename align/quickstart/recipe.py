@@ -1,0 +1,257 @@
+"""The whole loop on the generated world: pretrain, SFT, feedback, reward model, DPO, PPO, report.
+
+Every stage is the one the CLI runs, with a configuration file of its own (`configs/` beside this
+file), so the quickstart is also the worked example. Only the annotators see the gold scorer before
+the evaluation. `JUDGES` is the seam for people: a judge fills the store, nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from align.config import STAGES, load_config
+from align.data import prompt_key
+from align.data.split import split_of
+from align.engine.models import load_policy
+from align.errors import ConfigError, Problem
+from align.evaluate.reward_model import evaluate_reward_model
+from align.evaluate.significance import seeds_interval
+from align.quickstart.annotators import annotators
+from align.quickstart.gold import gold_score
+from align.quickstart.pretrain import make_base_model
+from align.quickstart.world import World
+from align.report import build_report
+from align.rollout.transformers import TransformersSampler
+from align.run import open_run, write_json
+from align.stages.common import console
+from feedback.agreement import majority_agreement, pairwise_agreement, position_bias
+from feedback.records import Pair
+from feedback.schema import Comparison
+from feedback.store import FeedbackStore
+from reward.model import RewardModel
+from reward.preferences import preference_rows
+
+CONFIGS = Path(str(files("align.quickstart") / "configs"))
+PAIRS = 1000  # prompts whose two sampled answers people compare
+DEMONSTRATIONS = 1500
+TEST_PROMPTS = 300
+HOLDOUT = 0.15  # of the pairs, by prompt; the stages' configs hold the same number
+
+Judge = Callable[[FeedbackStore, World], None]
+
+
+def run_quickstart(output: Path, *, seeds: Sequence[int] = (0,), judge: str = "simulated") -> Path:
+    """Run everything and write `summary.json` beside the report; returns the report's path.
+
+    Args:
+        output: a folder; each seed has its own inside.
+        seeds: one whole loop each, world and annotators included.
+        judge: who compares answers.
+
+    Raises:
+        ConfigError: no such judge, or no seed.
+    """
+    if judge not in JUDGES:
+        known = ", ".join(JUDGES)
+        raise ConfigError([Problem("--judge", f"{judge!r} is not available.", f"use {known}.")])
+    if not seeds:
+        raise ConfigError([Problem("--seeds", "is empty.", "give at least one number.")])
+    started = time.perf_counter()
+    summaries, runs = [], []
+    for seed in seeds:
+        folder = output / f"seed-{seed}"
+        summaries.append(run_seed(folder, seed, JUDGES[judge]))
+        runs += [folder / name for name in ("sft", "reward", "dpo", "ppo", "evaluate")]
+    summary = summarise(summaries)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(output / "summary.json", summary)
+    page = build_report(runs, output / "report.html", title="Align quickstart", summary=summary)
+    for line in describe(summary):
+        console.print(line, highlight=False)
+    return page
+
+
+def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
+    """One whole loop; returns its summary."""
+    seconds: dict[str, float] = {}
+    world = World(seed)
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    base, sft = folder / "base", folder / "sft" / "model"
+    with phase("pretrain", seconds):
+        make_base_model(base, world, seed)
+    with phase("sft", seconds):
+        demonstrations = write_jsonl(data / "sft.jsonl", world.demonstrations(DEMONSTRATIONS))
+        stage("sft", folder, seed, [f"model.path={base}", f"data.train={demonstrations}"])
+    url = f"sqlite:///{data / 'feedback.db'}"
+    with phase("feedback", seconds):
+        (data / "feedback.db").unlink(missing_ok=True)
+        with FeedbackStore(url) as store:
+            issue_pairs(store, sft, world, seed)
+            judge(store, world)
+            comparisons = store.comparisons()
+    held_out = [c for c in comparisons if held_out_prompt(c)]
+    judged = write_jsonl(data / "holdout.jsonl", preference_rows(held_out, aggregate=False))
+    policy = [f"model.path={sft}"]
+    with phase("reward", seconds):
+        stage("reward", folder, seed, [*policy, f"data.train={url}"])
+    with phase("dpo", seconds):
+        stage("dpo", folder, seed, [*policy, f"data.train={url}"])
+    with phase("ppo", seconds):
+        prompts = write_jsonl(data / "prompts.jsonl", world.prompts(PAIRS))
+        rewards = f"reward=[{{path: {folder / 'reward' / 'model'}}}]"
+        stage("ppo", folder, seed, [*policy, f"data.train={prompts}", rewards])
+    with phase("evaluate", seconds):
+        test = write_jsonl(data / "test.jsonl", world.prompts(TEST_PROMPTS, "test"))
+        models = {"sft": sft, "base": base} | {n: folder / n / "model" for n in ("dpo", "ppo")}
+        listed = ", ".join(f"{name}: {path}" for name, path in models.items())
+        stage(
+            "evaluate",
+            folder,
+            seed,
+            [f"evaluate.models={{{listed}}}", f"data.train={test}"],
+        )
+    evaluation = json.loads((folder / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
+    return {
+        "seed": seed,
+        "win_rates": evaluation["win_rates"],
+        "models": evaluation["models"],
+        "reward_model": judge_reward_model(folder / "reward" / "model", judged, held_out),
+        "annotators": {
+            "comparisons": len(comparisons),
+            "consistency": vars(pairwise_agreement(comparisons)),
+            "with_majority": {k: vars(v) for k, v in majority_agreement(comparisons).items()},
+            "position_bias": {k: vars(v) for k, v in position_bias(comparisons).items()},
+        },
+        "seconds": seconds,
+    }
+
+
+def stage(name: str, folder: Path, seed: int, overrides: list[str]) -> None:
+    """Run one stage with its quickstart configuration, as `align NAME` would."""
+    given = [f"run.dir={folder / name}", f"run.seed={seed}", "run.overwrite=true", *overrides]
+    config = load_config(STAGES[name], CONFIGS / f"{name}.yaml", given)
+    with open_run(config, command=["align", name, *given]) as run:
+        importlib.import_module(f"align.stages.{name}").run(config, run)
+
+
+def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int) -> None:
+    """Sample two answers per training prompt and issue those that differ."""
+    policy, _, tokenizer = load_policy(policy_path, with_reference=False)
+    sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256, seed=seed)
+    rows = world.prompts(PAIRS)
+    rollout = sampler([row["prompt"] for row in rows], group_size=2)
+    answers = [completion[-1]["content"] for completion in rollout.completions]  # type: ignore[index]
+    for index, row in enumerate(rows):
+        first, second = answers[2 * index : 2 * index + 2]
+        if first != second:
+            store.add_pair(
+                row["prompt"], first, second, "sft", "sft", {"facts": row["facts"]}, seed=seed
+            )
+
+
+def simulated_judge(store: FeedbackStore, world: World) -> None:
+    """Every simulated annotator judges every pair, through the noise of their own."""
+    pairs = store.pairs()
+    store.add_comparisons(
+        [
+            annotator.judge(pair, *gold_of(pair))
+            for annotator in annotators(world.seed)
+            for pair in pairs
+        ]
+    )
+
+
+JUDGES: dict[str, Judge] = {"simulated": simulated_judge}
+
+
+def gold_of(pair: Pair) -> tuple[float, float]:
+    """Gold scores of a pair's answers: what annotators perceive, noisily."""
+    facts = pair.columns["facts"]
+    a, b = gold_score(
+        [pair.prompt, pair.prompt], [pair.response_a, pair.response_b], facts=[facts, facts]
+    )
+    return a, b
+
+
+def held_out_prompt(comparison: Comparison) -> bool:
+    """Whether the stages keep this prompt for validation (they split by the same hash)."""
+    return split_of(prompt_key(comparison.prompt), HOLDOUT, 0.0, 0) == "validation"
+
+
+def judge_reward_model(path: Path, rows: Path, held_out: list[Comparison]) -> dict[str, Any]:
+    """The reward model on single judgements of held-out pairs, beside people's own consistency."""
+    model = RewardModel.load(path, normalise=False)
+    report = evaluate_reward_model(
+        [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()],
+        lambda prompts, completions, **columns: model.score(prompts, completions),
+    )
+    consistency = pairwise_agreement(held_out)
+    return report.as_dict() | {"annotator_consistency": vars(consistency)}
+
+
+def summarise(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds with t-intervals, and every seed's own figures."""
+    rates: dict[str, list[float]] = {}
+    for summary in summaries:
+        for entry in summary["win_rates"]:
+            rates.setdefault(f"{entry['a']} vs {entry['b']}", []).append(entry["rate"])
+    accuracy = [s["reward_model"]["accuracy"] for s in summaries]
+    agree = [s["reward_model"]["annotator_consistency"]["rate"] for s in summaries]
+    return {
+        "seeds": [summary["seed"] for summary in summaries],
+        "win_rates": {name: over_seeds(values) for name, values in rates.items()},
+        "reward_model_accuracy": over_seeds(accuracy),
+        "annotator_consistency": over_seeds(agree),
+        "runs": summaries,
+    }
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean of one number over seeds; with two seeds or more, its 95% t-interval."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return {"mean": mean, "low": None, "high": None, "values": values}
+    interval = seeds_interval(values)
+    return {"mean": interval.value, "low": interval.low, "high": interval.high, "values": values}
+
+
+def describe(summary: dict[str, Any]) -> Iterator[str]:
+    """The summary in a few lines; a single seed's intervals are over prompts."""
+    for run in summary["runs"]:
+        for entry in run["win_rates"]:
+            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]"
+            yield (
+                f"seed {run['seed']}: {entry['a']} wins {entry['rate']:.3f} {interval} against "
+                f"{entry['b']} by the gold scorer, n = {entry['n']}"
+            )
+        model = run["reward_model"]
+        yield (
+            f"seed {run['seed']}: the reward model agrees with a held-out judgement "
+            f"{model['accuracy']:.3f} of the time, one annotator with another "
+            f"{model['annotator_consistency']['rate']:.3f}"
+        )
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows and return the path."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Time a phase and say so."""
+    console.rule(name)
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 1)
+    console.print(f"{name}: {seconds[name]} s", highlight=False)

@@ -1,0 +1,168 @@
+"""Direct preference optimisation: `align dpo`. TRL's trainer and loss types, with guards.
+
+The reference is a snapshot of the start policy; before training the two are compared, because a
+margin that does not start at 0 means the wrong reference. Afterwards the change of the *chosen*
+log-probability is reported: DPO can win its margin while making both answers less likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from trl.trainer.utils import disable_dropout_in_model
+
+from align.config.sections import DataSection
+from align.config.stages import DPOStage
+from align.data import load_splits
+from align.data.tokens import encode_pairs
+from align.engine.guards.base import Batch
+from align.engine.head import completion_logprobs
+from align.engine.models import freeze, load_causal_lm, peft_config, snapshot
+from align.engine.tokenizer import match_embeddings
+from align.engine.trainers import DPOTrainer
+from align.errors import ModelError
+from align.run import Run, fingerprint, read_jsonl
+from align.stages.common import (
+    build_guards,
+    console,
+    load_data,
+    model_kwargs,
+    open_tokenizer,
+    save_model,
+    seed_everything,
+    train,
+    trainer_args,
+)
+from align.stages.dryrun import context_of, dry_report
+from align.stages.sft import sequence_nll
+
+TOLERANCE = 1e-3  # nats per token between policy and reference at step 0, in float32
+
+
+def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
+    """Train a policy on preferences.
+
+    Raises:
+        AlignError: bad input of any kind, before the model loads wherever that is possible.
+    """
+    seed_everything(config.run.seed)
+    args = trainer_args(config, run, eval_strategy="epoch")
+    tokenizer = open_tokenizer(config.model)
+    data = load_data(
+        config,
+        "preference",
+        run,
+        tokenizer,
+        max_length=args.max_length,
+        context=context_of(config.model.path),
+    )
+    if data.validation is None:
+        args.eval_strategy = "no"
+    if dry_run:
+        dry_report(config, run, args)
+        return
+    model = load_causal_lm(config.model.path, **model_kwargs(config.model))
+    match_embeddings(model, tokenizer)
+    disable_dropout_in_model(model)
+    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
+    # Taken before freezing and adapters: what the policy is now.
+    reference = None if config.peft else snapshot(model)
+    freeze(model, config.model.freeze)
+    guards = build_guards(
+        config.guards,
+        model,
+        lambda path, count: answer_examples(path, count, tokenizer, args.max_length, model.device),
+        sequence_nll,
+        run,
+    )
+    adapter = (
+        peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
+    )
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        guards=guards,
+    )
+    if not resume:
+        check_margin(trainer)
+    train(trainer, config, run, resume=resume)
+    warn_of_lost_likelihood(run)
+    results: dict[str, Any] = {"steps": trainer.state.global_step}
+    if data.validation is not None:
+        results["validation"] = trainer.evaluate()
+    save_model(trainer.model, tokenizer, run.model)
+    run.finish(**results)
+
+
+def check_margin(trainer: DPOTrainer) -> float:
+    """The largest log-probability difference of policy and reference on a first batch.
+
+    Raises:
+        ModelError: it is not 0, so DPO's margin would not start at 0.
+    """
+    count = min(4, len(trainer.train_dataset))
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(count)])
+    device = trainer.model.device
+    ids, attention = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    mask = batch["completion_mask"][:, 1:].float().to(device)
+    training = trainer.model.training
+    trainer.model.eval()
+    with torch.inference_mode():
+        policy = completion_logprobs(trainer.model, ids, attention, mask)[0]
+        if trainer.ref_model is None:
+            with trainer.model.disable_adapter():
+                reference = completion_logprobs(trainer.model, ids, attention, mask)[0]
+        else:
+            reference = completion_logprobs(trainer.ref_model, ids, attention, mask)[0]
+    trainer.model.train(training)
+    difference = float((policy - reference).abs().max())
+    tolerance = TOLERANCE if trainer.model.dtype == torch.float32 else 0.1
+    if difference > tolerance:
+        raise ModelError(
+            f"step-0 check: policy and reference differ by up to {difference:.4f} nats a token "
+            f"(allowed {tolerance}), so DPO's margin does not start at 0. The reference must be a "
+            "snapshot of the start policy; an adapter must start as the identity."
+        )
+    return difference
+
+
+def warn_of_lost_likelihood(run: Run, nats: float = 5.0) -> None:
+    """Report the change of the chosen answers' log-probability over training."""
+    logged = [
+        row["logps/chosen"]
+        for row in read_jsonl(run.path / "metrics.jsonl")
+        if row.get("logps/chosen") is not None
+    ]
+    if len(logged) < 2:
+        return
+    change = logged[-1] - logged[0]
+    run.update(chosen_logprob_change=change)
+    if change < -nats:
+        message = (
+            f"the chosen answers' log-probability fell by {-change:.1f} nats during training: DPO "
+            "made good answers less likely too. Add an NLL term (trainer.loss_type=[sigmoid,sft]) "
+            "or raise trainer.beta."
+        )
+        run.warn(message)
+        console.print(f"[yellow]warning:[/] {message}")
+
+
+def answer_examples(
+    path: str, count: int, tokenizer: Any, max_length: int | None, device: torch.device
+) -> Iterable[Batch]:
+    """The chosen answers, one a batch, for a Fisher."""
+    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
+    rows = load_splits(section, "preference").train
+    for row in rows.select(range(min(count, len(rows)))):
+        ((prompt, answer),) = encode_pairs([row["prompt"]], [row["chosen"]], tokenizer)
+        tokens = torch.tensor([(prompt + answer)[:max_length]], device=device)
+        labels = tokens.clone()
+        labels[:, : len(prompt)] = -100
+        yield {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

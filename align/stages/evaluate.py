@@ -1,0 +1,194 @@
+"""Evaluation: `align evaluate`. Several models, the same held-out prompts, a judge, intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.config.sections import DataSection, JudgeSection, RolloutSection
+from align.config.stages import EvaluateStage
+from align.data import load_splits
+from align.engine.models import load_policy
+from align.errors import ConfigError, Problem
+from align.evaluate.evaluate import Evaluation, evaluate_models
+from align.evaluate.judge import as_judge
+from align.evaluate.policy import policy_metrics
+from align.evaluate.reward_model import RewardModelReport, evaluate_reward_model
+from align.rollout.transformers import TransformersSampler
+from align.run import Run, fingerprint
+from align.stages.common import console
+from align.types import Rollout, Sampler
+from reward.functions import load_reward_function, reward_name
+from reward.model import RewardModel
+
+
+def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
+    """Compare models on held-out prompts; a crashed evaluation resumes from its cache.
+
+    Raises:
+        AlignError: bad input of any kind, before a model loads wherever that is possible.
+    """
+    settings = config.evaluate
+    check_models(settings.models, config.judge)
+    splits = load_splits(config.data, "prompts", quarantine=run.path / "quarantine.jsonl")
+    rows = splits.test or splits.validation or splits.train
+    rows = rows.select(range(min(settings.prompts, len(rows))))
+    judge, judge_name, judge_identity = open_judge(config.judge)
+    if dry_run:
+        console.print(f"dry run of evaluate: {len(rows)} prompts, {len(settings.models)} models.")
+        run.finish(dry_run=True)
+        return
+    for name, path in settings.models.items():
+        run.add_parent("model", path, fingerprint=fingerprint(path), name=name)
+    baseline = next(iter(settings.models))
+    models = LazyModels(settings.models, config.rollout)
+    reference = settings.reference or settings.models[baseline]
+    measured = config.rollout.top_p == 1 and config.rollout.top_k == 0
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        evaluation = evaluate_models(
+            models,
+            list(rows["prompt"]),
+            as_judge(judge, judge_name, identity=judge_identity),
+            {k: list(rows[k]) for k in rows.column_names if k != "prompt"},
+            baseline=baseline,
+            paths=settings.models,
+            identities={
+                name: fingerprint(path) + json.dumps(config.rollout.model_dump(), sort_keys=True)
+                for name, path in settings.models.items()
+            },
+            measures={
+                name: models.measure(name, reference, settings.samples) for name in settings.models
+            }
+            if measured
+            else None,
+            reward_model=measure_reward_model(settings.reward_model, settings.preferences),
+            samples=settings.samples,
+            seed=config.run.seed,
+            batch_size=config.rollout.batch_size,
+            run_dir=run.path,
+            progress=_progress(progress),
+        )
+    finish(evaluation, run)
+
+
+def finish(evaluation: Evaluation, run: Run) -> None:
+    """Save, print and record an evaluation."""
+    evaluation.save(run.path)
+    console.print(evaluation.render())
+    for warning in evaluation.warnings:
+        run.warn(warning)
+    run.finish(**{k: v for k, v in evaluation.as_dict().items() if k in ("models", "win_rates")})
+
+
+class LazyModels(Mapping[str, Sampler]):
+    """Samplers loaded when they are looked up; only the last one stays in memory."""
+
+    def __init__(self, paths: Mapping[str, str], rollout: RolloutSection):
+        self.paths, self.rollout = dict(paths), rollout
+        self.loaded: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self.reference: tuple[str, PreTrainedModel] | None = None
+
+    def __getitem__(self, name: str) -> Sampler:
+        model, tokenizer = self.open(name)
+        return TransformersSampler(
+            model,
+            tokenizer,
+            max_new_tokens=self.rollout.max_new_tokens,
+            min_new_tokens=self.rollout.min_new_tokens,
+            temperature=self.rollout.temperature,
+            top_p=self.rollout.top_p,
+            top_k=self.rollout.top_k,
+            batch_size=self.rollout.batch_size,
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load a model, letting the one before go."""
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None
+            model, _, tokenizer = load_policy(self.paths[name], with_reference=False)
+            self.loaded = (name, model, tokenizer)
+        return self.loaded[1], self.loaded[2]
+
+    def measure(
+        self, name: str, reference: str, samples: int
+    ) -> Callable[[Rollout], dict[str, float]]:
+        """KL to the reference and entropy, on a model's own samples."""
+
+        def metrics(rollout: Rollout) -> dict[str, float]:
+            if self.reference is None:
+                self.reference = (reference, load_policy(reference, with_reference=False)[0])
+            model, _ = self.open(name)
+            return dict(policy_metrics(model, self.reference[1], rollout, group_size=samples))
+
+        return metrics
+
+
+def check_models(models: Mapping[str, str], judge: JudgeSection) -> None:
+    """At least one model, all of them there, and exactly one judge.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = []
+    if not models:
+        problems.append(Problem("evaluate.models", "is empty.", "add `name: directory` lines."))
+    for name, path in models.items():
+        place = Path(path)
+        local = place.is_absolute() or path.startswith((".", "runs/")) or place.exists()
+        if local and not any((place / f).is_file() for f in ("config.json", "adapter_config.json")):
+            problems.append(
+                Problem(f"evaluate.models.{name}", f"{path} holds no model.", "check the path.")
+            )
+    if (judge.path is None) == (judge.function is None):
+        problems.append(Problem("judge", "needs exactly one of `path` and `function`."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def open_judge(section: JudgeSection) -> tuple[Any, str, str]:
+    """The judge, its name, and what identifies it in caches."""
+    if section.function:
+        function = load_reward_function(section.function)
+        return function, reward_name(function), section.function
+    model = RewardModel.load(str(section.path), normalise=False)
+    return model, model.name, fingerprint(str(section.path))
+
+
+def measure_reward_model(path: str | None, preferences: str | None) -> RewardModelReport | None:
+    """Accuracy and calibration of a reward model on held-out preferences, if both are named."""
+    if path is None or preferences is None:
+        return None
+    model = RewardModel.load(path, normalise=False)
+    section = DataSection.model_validate({"train": preferences, "validation_fraction": 0.5})
+    splits = load_splits(section, "preference")
+    fit = list(splits.train) if splits.validation is not None else None
+    held_out = splits.validation if splits.validation is not None else splits.train
+
+    def score(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        return model.score(prompts, completions)
+
+    with torch.inference_mode():
+        return evaluate_reward_model(list(held_out), score, fit_rows=fit)
+
+
+def _progress(progress: Progress) -> Callable[[str, int, int], None]:
+    tasks: dict[str, Any] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done)
+
+    return show

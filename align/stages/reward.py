@@ -1,0 +1,204 @@
+"""Reward modelling: `align reward`. Pairwise Bradley-Terry through TRL, with margins and centring.
+
+Ends by scoring samples of the reference policy, whose mean and std are saved in the model: PPO
+needs them, and refuses a model without. Held-out accuracy stands beside a length-only baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.config.sections import DataSection, NormalisationSection
+from align.config.stages import RewardStage
+from align.data import load_splits
+from align.engine.guards.base import Batch
+from align.engine.models import freeze, load_policy, load_reward_start, peft_config
+from align.engine.trainers import RewardTrainer
+from align.errors import ConfigError, Problem
+from align.evaluate.reward_model import evaluate_reward_model
+from align.rollout.transformers import TransformersSampler
+from align.run import Run, append_jsonl, fingerprint
+from align.stages.common import (
+    build_guards,
+    console,
+    load_data,
+    open_tokenizer,
+    save_model,
+    seed_everything,
+    train,
+    trainer_args,
+)
+from align.stages.dryrun import context_of, dry_report
+from reward.model import RewardModel, fit_normalisation, write_normalisation
+from reward.score import encode_answer, pool_scores
+
+
+def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
+    """Train a reward model and save it with its normalisation statistics.
+
+    Raises:
+        AlignError: bad input of any kind, before the model loads wherever that is possible.
+    """
+    seed_everything(config.run.seed)
+    args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5)
+    tokenizer = open_tokenizer(config.model)
+    policy = normalisation_policy(config)
+    data = load_data(
+        config,
+        "preference",
+        run,
+        tokenizer,
+        max_length=args.max_length,
+        context=context_of(config.model.path),
+    )
+    if data.validation is None:
+        args.eval_strategy = "no"
+    if dry_run:
+        dry_report(config, run, args)
+        return
+    model = load_reward_start(
+        config.model.path, tokenizer, seed=config.run.seed, dtype=config.model.dtype
+    )
+    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
+    freeze(model, config.model.freeze)
+    guards = build_guards(
+        config.guards,
+        model,
+        lambda path, count: pair_examples(path, count, tokenizer, args.max_length, model.device),
+        pair_nll,
+        run,
+    )
+    adapter = (
+        peft_config(config.peft.method, config.peft.kwargs, "SEQ_CLS") if config.peft else None
+    )
+    trainer = RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        guards=guards,
+    )
+    train(trainer, config, run, resume=resume)
+    trained = merged(trainer.model)
+    prompts = (data.validation or data.train)["prompt"]
+    normalise(trained, tokenizer, policy, config.normalisation, prompts, run)
+    save_model(trained, tokenizer, run.model)
+    results: dict[str, Any] = {"steps": trainer.state.global_step}
+    for name, part in (("validation", data.validation), ("test", data.test)):
+        if part is not None:
+            scorer = RewardModel(trained, tokenizer, batch_size=args.per_device_eval_batch_size)
+            results[name] = held_out(part, data.train, scorer, tokenizer)
+            console.print(
+                f"{name}: accuracy {results[name]['accuracy']:.3f} "
+                f"[{results[name]['low']:.3f}, {results[name]['high']:.3f}], n = {len(part)}"
+            )
+    run.finish(**results)
+
+
+def normalisation_policy(config: RewardStage) -> str:
+    """The policy whose samples set the scale, checked before anything is trained.
+
+    Raises:
+        ConfigError: the start model has no language-model head and no policy was named.
+    """
+    if config.normalisation.policy:
+        return config.normalisation.policy
+    try:
+        names = AutoConfig.from_pretrained(config.model.path).architectures or []
+    except (OSError, ValueError):
+        return config.model.path  # the tokenizer's error says more
+    if any("SequenceClassification" in name for name in names):
+        raise ConfigError(
+            [
+                Problem(
+                    "normalisation.policy",
+                    f"{config.model.path} is a reward model and cannot write samples.",
+                    "name the policy that PPO will start from.",
+                )
+            ]
+        )
+    return config.model.path
+
+
+def normalise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    policy_path: str,
+    settings: NormalisationSection,
+    prompts: list[Any],
+    run: Run,
+) -> None:
+    """Score samples of the policy and keep mean and std in the model."""
+    policy, _, policy_tokenizer = load_policy(policy_path, with_reference=False)
+    if policy_tokenizer.chat_template is None:
+        policy_tokenizer.chat_template = tokenizer.chat_template
+    run.add_parent("reference", policy_path, fingerprint=fingerprint(policy_path))
+    sampler = TransformersSampler(
+        policy,
+        policy_tokenizer,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=run.record["seed"],
+    )
+    chosen = [prompts[i % len(prompts)] for i in range(settings.prompts)]
+    rollout = sampler(chosen)
+    scores = RewardModel(model, tokenizer).score(rollout.prompts, rollout.completions)
+    statistics = fit_normalisation(scores, policy_path)
+    write_normalisation(model, statistics)
+    for prompt, completion, score in list(
+        zip(rollout.prompts, rollout.completions, scores, strict=True)
+    )[:20]:
+        append_jsonl(
+            run.path / "samples.jsonl",
+            {"prompt": prompt, "completions": {"policy": completion}, "scores": {"policy": score}},
+        )
+    run.update(normalisation=vars(statistics))
+
+
+def held_out(
+    rows: Dataset, fit_rows: Dataset, scorer: RewardModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Accuracy, log-loss and calibration on held-out pairs beside a length-only rule."""
+
+    def score(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        return scorer.score(prompts, completions)
+
+    report = evaluate_reward_model(list(rows), score, fit_rows=list(fit_rows))
+    return report.as_dict()
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """A reward model without its adapter wrapper, so that it is a standard transformers model."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    whole = model.merge_and_unload()
+    whole.config.get_text_config().pad_token_id = model.config.get_text_config().pad_token_id
+    return whole
+
+
+def pair_nll(model: nn.Module, batch: Batch) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected) of one pair laid out as two rows."""
+    chosen, rejected = pool_scores(model, batch["input_ids"], batch["attention_mask"])
+    return -nn.functional.logsigmoid(chosen - rejected)
+
+
+def pair_examples(
+    path: str, count: int, tokenizer: Any, max_length: int | None, device: torch.device
+) -> Iterable[Batch]:
+    """One pair a batch, for a Fisher."""
+    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
+    rows = load_splits(section, "preference").train
+    for row in rows.select(range(min(count, len(rows)))):
+        pair = [encode_answer(row["prompt"], row[k], tokenizer) for k in ("chosen", "rejected")]
+        if max_length is not None and max(map(len, pair)) > max_length:
+            continue
+        padded = tokenizer.pad({"input_ids": pair}, padding_side="right", return_tensors="pt")
+        yield {k: padded[k].to(device) for k in ("input_ids", "attention_mask")}
