@@ -146,9 +146,10 @@ class Chat:
         try:
             for piece in stream:
                 self.console.out(piece, end="", highlight=False)
+            end = "" if stream.finished else " (cut at the limit)"
         except KeyboardInterrupt:
-            self.console.out(" (stopped)", end="", highlight=False)
-        self.console.out("" if stream.finished else " (cut at the limit)", highlight=False)
+            end = " (stopped)"
+        self.console.out(end, highlight=False)
         return stream.text
 
     def duel(self, prompt: Messages) -> str:
