@@ -265,12 +265,15 @@ def check_settings(environment: Mapping[str, str]) -> list[Check]:
     found = "on: models and data come from paths and the cache" if offline else "off"
     checks = [Check("HF_HUB_OFFLINE", "ok", found, group=group)]
     switches = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    fix = "export HF_HUB_DISABLE_TELEMETRY=1"
     if any(_is_on(environment.get(name)) for name in switches):
         checks.append(Check("HF telemetry", "ok", "off", group=group))
-    else:
-        fix = "export HF_HUB_DISABLE_TELEMETRY=1"
-        found = "on: TRL and the hub report usage"
+    elif switches[0] in environment:
+        found = "on, by HF_HUB_DISABLE_TELEMETRY: TRL and the hub report usage"
         checks.append(Check("HF telemetry", "warning", found, fix, group=group))
+    else:
+        found = "off in align's commands, on in your own scripts"
+        checks.append(Check("HF telemetry", "ok", found, fix, group=group))
     default = Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     cache = Path(environment.get("HF_HOME", default)).expanduser()
     free = machine.disk_free(cache) / machine.GIB
