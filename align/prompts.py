@@ -6,7 +6,7 @@ conversations where the tokenizer has a chat template.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +44,21 @@ def read_prompts(
         prompts = [line.strip() for line in stdin if line.strip()]
         columns = [{} for _ in prompts]
     return prompts, columns
+
+
+def load_prompts(path: str | Path) -> list[Text]:
+    """The prompts of a data file (or of a .txt file, one a line).
+
+    Raises:
+        DataError: the file is missing, damaged or holds no prompts.
+    """
+    return _read_file(Path(path))[0]
+
+
+def batches(prompts: Sequence[Text], size: int) -> Iterator[list[Text]]:
+    """Consecutive batches of at most `size` prompts."""
+    for start in range(0, len(prompts), size):
+        yield list(prompts[start : start + size])
 
 
 def _read_file(path: Path) -> tuple[list[Text], list[dict[str, Any]]]:

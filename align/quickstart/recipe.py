@@ -72,7 +72,8 @@ def run_quickstart(output: Path, *, seeds: Sequence[int] = (0,), judge: str = "s
     summary = summarise(summaries)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(output / "summary.json", summary)
-    page = build_report(runs, output / "report.html", title="Align quickstart", summary=summary)
+    saved = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    page = build_report(runs, output / "report.html", title="Align quickstart", summary=saved)
     for line in describe(summary):
         console.print(line, highlight=False)
     return page
