@@ -96,23 +96,21 @@ def exit_code(checks: Iterable[Check]) -> int:
 
 
 def render(checks: Sequence[Check]) -> Table:
-    """A table in the order of the checks, a section per group."""
+    """A table in the order of the checks, a section per group; fixes stand below what was found."""
     table = Table(title="Align doctor", title_justify="left", header_style="bold")
-    for column in ("", "what", "found", "fix"):
+    for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
-    styles = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "missing": ("none", "dim")}
+    styles = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "missing": ("optional", "dim")}
     for index, check in enumerate(checks):
         mark, style = styles[check.status]
         if check.required and check.status == "missing":
             mark, style = "MISSING", "bold red"
+        # Text, not markup: the brackets of align-rlhf[vllm] are meant.
+        found = Text(check.found)
+        if check.fix:
+            found.append(f"\n{check.fix}", style="cyan")
         last = index + 1 == len(checks) or checks[index + 1].group != check.group
-        table.add_row(
-            Text(mark, style=style),
-            Text(check.name),  # Text, not markup: the brackets of align-rlhf[vllm] are meant
-            Text(check.found),
-            Text(check.fix),
-            end_section=last,
-        )
+        table.add_row(Text(mark, style=style), Text(check.name), found, end_section=last)
     return table
 
 
@@ -161,7 +159,7 @@ def check_optional(packages: Sequence[OptionalPackage], version_of: VersionOf) -
     checks = []
     for package in packages:
         found = version_of(package.package)
-        name = f"{package.package} (optional)"
+        name = package.package
         if found is None:
             text = f"not installed: {package.purpose}"
             checks.append(Check(name, "missing", text, package.fix, group="optional"))
