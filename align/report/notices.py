@@ -77,12 +77,12 @@ def _of_runs(runs: Sequence[RunData]) -> Iterator[Notice]:
         if run.status == "failed":
             yield Notice("error", name, f"The run failed: {error or 'no reason was recorded'}")
         elif run.status == "interrupted":
-            why = f" ({error})" if error and error != "interrupted" else ""
+            why = f" It says: {error}" if error and error != "interrupted" else ""
             yield Notice(
                 "error",
                 name,
-                f"The run was interrupted before its end{why}; its figures are those of a "
-                "half-trained model. Continue it with --resume.",
+                "The run was interrupted before its end; its figures are those of a half-trained "
+                f"model.{why or ' Continue it with --resume.'}",
             )
         elif run.status == "running":
             yield Notice("warning", name, _running(run))

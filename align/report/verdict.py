@@ -18,6 +18,12 @@ from align.report.families import display_name, hue
 from align.report.reward import RewardEvidence
 from align.report.values import figure, number, percent_interval, shown
 
+_LAST_LOSS = (("eval_loss", "held-out loss"), ("loss", "loss"))
+_LAST = {  # what stands for a stage's training, the best first
+    "ppo": (("reward/mean", "reward"), ("loss", "loss")),
+    "reward": (("eval_accuracy", "held-out accuracy"), *_LAST_LOSS),
+}
+
 Tone = Literal["better", "worse", "unclear", "none"]
 
 
@@ -108,7 +114,7 @@ def key_figures(
                     hue(row.a),
                 )
             )
-    if rewards and (accuracy := rewards[0].figures.get("accuracy")):
+    if evaluation and rewards and (accuracy := rewards[0].figures.get("accuracy")):
         figures.append(
             KeyFigure(
                 "Reward-model accuracy",
@@ -127,35 +133,36 @@ def key_figures(
 
 
 def _without_evaluation(runs: Sequence[RunData]) -> Verdict:
-    stages = list(dict.fromkeys(display_name(run.stage) for run in runs))
+    stages = ", ".join(dict.fromkeys(display_name(run.stage) for run in runs))
     done = sum(run.status == "completed" for run in runs)
-    headline = Markup("{}: not judged yet").format(" → ".join(stages))
-    ended = f"{done} of {len(runs)} runs completed" if len(runs) > 1 else "One run"
-    detail = (
-        f"{ended}. The curves below show how training went; whether "
-        "answers got better is for 'align evaluate' to say."
+    ended = (
+        f"{done} of {len(runs)} runs completed" if len(runs) > 1 else f"one run, {runs[0].status}"
     )
-    return Verdict("none", headline, detail, [])
+    detail = (
+        f"{stages}: {ended}. The curves below show how training went; whether answers got better "
+        "is for 'align evaluate' to say."
+    )
+    return Verdict("none", Markup("Not judged yet"), detail, [])
 
 
 def _training_figures(runs: Sequence[RunData]) -> list[KeyFigure]:
-    """Each training run's last held-out loss, else its last loss."""
+    """Where each stage's training ended; of several seeds, the first."""
     figures = []
-    for run in runs:
-        for key, title in (("eval_loss", "held-out loss"), ("loss", "loss")):
+    for stage, run in {run.stage: run for run in reversed(runs)}.items():
+        for key, title in _LAST.get(stage, _LAST_LOSS):
             series = run.series.get(key)
             if series and series.values:
-                start = f"{figure(series.values[0])} at step {series.steps[0]:g}"
+                start = f"; was {figure(series.values[0])} at step {series.steps[0]:g}"
                 figures.append(
                     KeyFigure(
-                        f"{display_name(run.stage)}, {title}",
+                        f"{display_name(stage)}, {title}",
                         shown(series.values[-1]),
-                        f"step {series.steps[-1]:g}; was {start}",
-                        hue(run.stage),
+                        f"step {series.steps[-1]:g}{start if len(series.steps) > 1 else ''}",
+                        hue(stage),
                     )
                 )
                 break
-    return figures[:4]
+    return figures[::-1][:4]
 
 
 def _detail(row: WinRow, compared: int) -> str:

@@ -231,7 +231,7 @@ def test_values_of_the_wrong_kind_never_break_the_page(pipeline, page, read, edi
 
 def test_a_run_without_an_evaluation(pipeline, page):
     made = page(pipeline()["sft"])
-    assert "not judged yet" in made.text
+    assert "Not judged yet" in made.text
     assert "No evaluation is among these runs" in made.text
     assert "No samples are recorded" in made.text
     assert "curve.sft.loss" in made.figures

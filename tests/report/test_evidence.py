@@ -187,7 +187,7 @@ def test_without_an_evaluation_nothing_is_claimed(pipeline):
     runs = collect([pipeline()["sft"]])
     verdict = decide(runs, None)
     assert (verdict.tone, verdict.rows) == ("none", [])
-    assert "not judged yet" in verdict.headline
+    assert verdict.headline == "Not judged yet"
     assert key_figures(runs, None)[0].label == "SFT, held-out loss"
 
 
