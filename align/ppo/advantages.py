@@ -1,7 +1,8 @@
 """Advantage estimators and the shaping of rewards, as pure functions. Imports no trainer.
 
 `mask` is 1 on completion tokens and contiguous from the first column: completions are
-right-padded. Scores are per sequence, rewards per token.
+right-padded. Scores are per sequence, rewards per token. What stands at a padded position, infinity
+and NaN included, changes nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over ranks
 
 
+def keep(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is 1, else 0. A product would not do: 0 * inf is NaN."""
+    return values.masked_fill(~mask.bool(), 0.0)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` is 1; 0 where nothing is."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    return keep(values, mask).sum() / mask.sum().clamp(min=1)
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -39,7 +45,7 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     Returns:
         (B, A) float.
     """
-    rewards = -kl_coef * kl * mask
+    rewards = -kl_coef * keep(kl, mask)
     rows = torch.arange(len(scores), device=scores.device)
     rewards[rows, last_token(mask)] += scores * (mask.sum(dim=1) > 0)
     return rewards
@@ -64,7 +70,7 @@ def gae(
         advantages and returns (advantages + values), each (B, A), 0 outside the mask. The
         advantages are not whitened: returns must be computed before whitening.
     """
-    values = values * mask
+    rewards, values = keep(rewards, mask), keep(values, mask)
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
     following = torch.zeros_like(running)
@@ -118,7 +124,8 @@ def whiten(
         (B, A).
     """
     reduce = reduce or (lambda tensor: tensor)
-    total = (values * mask).sum()
+    values = keep(values, mask)
+    total = values.sum()
     count, total = reduce(torch.stack([mask.sum(), total]))
     mean = total / count.clamp(min=1)
     variance = reduce(((values - mean).square() * mask).sum()) / count.clamp(min=1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from align.ppo.advantages import keep
+
 LOG_RATIO_BOUND = 20.0  # exp(20) is finite in float32 and far beyond any clip range
 
 
@@ -44,7 +46,8 @@ def policy_loss(
     """
     if advantages.dim() == 1:
         advantages = advantages[:, None]
-    ratio = log_ratio_of(logprobs, old_logprobs).exp()
+    advantages = keep(advantages.expand_as(logprobs), mask)
+    ratio = log_ratio_of(keep(logprobs, mask), keep(old_logprobs, mask)).exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped)
     if dual_clip is not None:
@@ -66,6 +69,7 @@ def value_loss(
     V_clipped stays within clip_range of the old value (Schulman et al.'s implementation; Engstrom
     et al. 2020, "Implementation Matters in Deep Policy Gradients", section 3). Shapes as above.
     """
+    values, old_values, returns = (keep(v, mask) for v in (values, old_values, returns))
     loss = (values - returns).square()
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
@@ -98,6 +102,4 @@ def ratio_statistics(
 
 def _token_mean(values: Tensor, mask: Tensor, tokens: Tensor | float | None) -> Tensor:
     divisor = mask.sum() if tokens is None else torch.as_tensor(tokens, device=values.device)
-    # where, not a product: a padded position may hold inf or nan, and 0 * inf is nan
-    kept = torch.where(mask.bool(), values, torch.zeros((), device=values.device))
-    return (kept * mask).sum() / divisor.clamp(min=1)
+    return keep(values, mask).sum() / divisor.clamp(min=1)
