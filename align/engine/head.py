@@ -74,7 +74,7 @@ def score_tokens(
         with_entropy: otherwise the second result is zeros.
 
     Returns:
-        log-probabilities and entropies, each (N,) float32.
+        log-probabilities and entropies, each (N,) float32 (float64 from a float64 model).
     """
     base = causal_lm(model)
     head = base.get_output_embeddings()
@@ -86,7 +86,7 @@ def score_tokens(
     )
 
     def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float() * scale
+        logits = at_least_float32(head(states)) * scale
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         logits = logits / temperature
@@ -129,7 +129,7 @@ def completion_logprobs(
         hidden: (B, T, H) when the backbone has run already.
 
     Returns:
-        two (B, A) float32 tensors, 0 outside the mask.
+        two (B, A) float32 tensors (float64 from a float64 model), 0 outside the mask.
     """
     width = mask.shape[1]
     kept = mask.bool()
@@ -138,7 +138,7 @@ def completion_logprobs(
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=width + 1
         ).logits
-        scaled = logits[:, -width - 1 : -1][kept].float() / temperature
+        scaled = at_least_float32(logits[:, -width - 1 : -1][kept]) / temperature
         table = scaled.log_softmax(dim=-1)
         flat = table.gather(1, targets[:, None]).squeeze(1)
         flat_entropy = -(table.exp() * table).sum(dim=-1)
@@ -147,8 +147,18 @@ def completion_logprobs(
             hidden = hidden_states(model, input_ids, attention_mask)
         states = hidden[:, -width - 1 : -1][kept]
         flat, flat_entropy = score_tokens(model, states, targets, temperature, with_entropy)
-    shape = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    return shape.masked_scatter(kept, flat), shape.masked_scatter(kept, flat_entropy)
+    return spread(flat, kept), spread(flat_entropy, kept)
+
+
+def spread(flat: Tensor, kept: Tensor) -> Tensor:
+    """One value for each True of `kept`, (B, A), back in its place among zeros."""
+    shape = torch.zeros(kept.shape, dtype=flat.dtype, device=flat.device)
+    return shape.masked_scatter(kept, flat)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def policy_logprobs(policy: nn.Module, rollout: Rollout) -> Tensor:

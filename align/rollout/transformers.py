@@ -8,7 +8,7 @@ out beams: `align generate --beam` calls `model.generate`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from align.data.tokens import encode_prompt
+from align.data.tokens import encode_prompt, end_of_turn_id
 from align.engine.head import causal_lm, has_virtual_tokens, position_ids
 from align.errors import ModelError
 from align.types import Rollout, Text
@@ -34,10 +34,10 @@ SHRINK_AT = 0.75  # drop finished rows once fewer than this share of the rows is
 class TransformersSampler:
     """A `Sampler` on a transformers causal language model.
 
-    `temperature` 0 is greedy. With top-p, top-k or min-p the log-probabilities are still those of
-    the full distribution at `temperature`: a policy gradient on them needs a correction, so PPO
-    refuses truncated sampling. `seed` makes every call repeatable; without one the global
-    generator is used.
+    `temperature` 0 is greedy. With top-p, top-k, min-p or `min_new_tokens` the log-probabilities
+    are still those of the full distribution at `temperature`: a policy gradient on them needs a
+    correction, so PPO refuses top-p and top-k. `seed` makes every call repeatable; without one the
+    global generator is used.
     """
 
     policy: nn.Module
@@ -124,8 +124,9 @@ class TransformersSampler:
         ends = torch.tensor(end_ids(self.policy, self.tokenizer), device=ids.device)
         warpers = self._warpers()
         for step in range(width):
-            scaled = self._scale(logits, step, ends)
-            token = self._draw(scaled, warpers, generator)
+            scaled = logits.float() / (self.temperature or 1.0)
+            barred = ends if step < self.min_new_tokens else ends[:0]
+            token = self._draw(scaled.index_fill(1, barred, -torch.inf), warpers, generator)
             tokens[running[alive], step] = token[alive]
             drawn = scaled.log_softmax(dim=-1).gather(1, token[:, None]).squeeze(1)
             logprobs[running[alive], step] = drawn[alive]
@@ -155,12 +156,6 @@ class TransformersSampler:
             )
             logits = output.logits[:, -1]
         return tokens, logprobs, lengths
-
-    def _scale(self, logits: Tensor, step: int, ends: Tensor) -> Tensor:
-        scaled = logits.float() / (self.temperature or 1.0)
-        if step < self.min_new_tokens:
-            scaled[:, ends] = -torch.inf
-        return scaled
 
     def _draw(
         self, scaled: Tensor, warpers: LogitsProcessorList, generator: torch.Generator | None
@@ -243,8 +238,15 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token id that ends a completion: the tokenizer's and the generation config's."""
+    """Every token id that ends a completion.
+
+    The tokenizer's EOS, the generation config's, and what the chat template ends a turn with: a
+    base model's config does not know the last, and its fine-tuned answers would never end.
+    """
     found = {tokenizer.eos_token_id}
+    if tokenizer.chat_template is not None:
+        with suppress(ModelError):  # a template that ends no turn
+            found.add(end_of_turn_id(tokenizer, conversational=True))
     generation = getattr(causal_lm(model), "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list | tuple) else {configured}
