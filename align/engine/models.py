@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl.trainer.utils import disable_dropout_in_model
 
 from align.engine.tokenizer import load_tokenizer, match_embeddings
 from align.errors import MissingDependencyError, ModelError
@@ -68,7 +67,7 @@ def load_policy(
     loaded = load_tokenizer(tokenizer or path, chat_template=chat_template)
     policy = load_causal_lm(path, dtype=dtype, **kwargs)
     match_embeddings(policy, loaded)
-    disable_dropout_in_model(policy)
+    disable_dropout(policy)
     reference = snapshot(policy) if with_reference else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not getattr(policy, "quantization_method", None):
@@ -145,6 +144,15 @@ def snapshot(model: PreTrainedModel) -> PreTrainedModel:
     reference = copy.deepcopy(model)
     reference.requires_grad_(False)
     return reference.eval()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off every dropout, attention's (a plain number in most models) and LoRA's too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def resolve_dtype(name: str, quantized: bool = False) -> torch.dtype:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.engine.head import (
+    at_least_float32,
     backbone_states,
     causal_lm,
     completion_logprobs,
     has_virtual_tokens,
     hidden_states,
+    spread,
 )
+from align.engine.models import disable_dropout
 from align.errors import ModelError
 from reward.model import load_classifier, read_normalisation
 from reward.score import score_head
@@ -60,6 +63,7 @@ class ActorCritic(nn.Module):
         mask: Tensor,
         temperature: float = 1.0,
         with_entropy: bool = False,
+        detach_values: bool = False,
     ) -> Evaluation:
         """Score a batch of completions.
 
@@ -69,6 +73,7 @@ class ActorCritic(nn.Module):
             mask: (B, A), 1 on completion tokens, which are the last A columns.
             temperature: the sampling temperature.
             with_entropy: whether entropies are computed.
+            detach_values: the value loss then leaves a shared backbone alone.
         """
         hidden = None
         if not has_virtual_tokens(self.policy):
@@ -80,9 +85,12 @@ class ActorCritic(nn.Module):
         if self.value_backbone is not None:
             states = backbone_states(self.value_backbone, input_ids, attention_mask)
         assert states is not None
-        width = mask.shape[1]
-        values = self.value_head(states[:, -width - 1 : -1]).squeeze(-1).float() * mask
-        return Evaluation(logprobs, entropy, values)
+        width, kept = mask.shape[1], mask.bool()
+        before = states[:, -width - 1 : -1][kept].to(self.value_head.weight.dtype)
+        if detach_values and self.value_backbone is None:
+            before = before.detach()
+        flat = at_least_float32(self.value_head(before).squeeze(-1))
+        return Evaluation(logprobs, entropy, spread(flat, kept))
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Checkpoint both backbones."""
@@ -162,6 +170,7 @@ def build_actor_critic(
     elif backbone == "separate":
         critic = _copy_backbone(base)
     module = ActorCritic(policy, head, critic)
+    disable_dropout(module)  # a reward model's and LoRA's too: the first ratio must be 1
     return module.to(next(policy.parameters()).device)
 
 

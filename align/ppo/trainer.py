@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +28,6 @@ from align.ppo.loader import OnPolicyLoader, PromptStream
 from align.ppo.objectives import entropy_bonus, policy_loss, ratio_statistics, value_loss
 from align.ppo.rewards import ScoreFn
 from align.types import Experience, Sampler, Text
-
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of log-probabilities; others 0.1
 
 
 class PPOLossTrainer(transformers.Trainer):
@@ -168,9 +165,7 @@ class PPOLossTrainer(transformers.Trainer):
         Raises:
             ModelError: with the cause, where log-probabilities differ beyond rounding.
         """
-        tolerance = TOLERANCE.get(next(self.model.parameters()).dtype, 0.1)
-        if self.args.bf16 or self.args.fp16:
-            tolerance = 0.1
+        tolerance = self._tolerance()
         if sampler_gap > tolerance:
             raise ModelError(
                 f"step-0 check: the sampler's log-probabilities differ from the policy's by up to "
@@ -195,12 +190,14 @@ class PPOLossTrainer(transformers.Trainer):
     ) -> Any:
         """Clipped surrogate + vf_coef * value loss - entropy_coef * entropy."""
         args = self.args
+        warming = self.loader.update <= args.critic_warmup_updates  # only the critic learns
         judged = model(
             inputs["input_ids"],
             inputs["attention_mask"],
             inputs["answer"],
             temperature=getattr(self.sampler, "temperature", 1.0) or 1.0,
             with_entropy=args.entropy_coef > 0,
+            detach_values=warming,
         )
         mask, tokens = inputs["mask"], inputs["tokens"]
         if not self.checked:
@@ -217,9 +214,8 @@ class PPOLossTrainer(transformers.Trainer):
         critic = value_loss(
             judged.values, inputs["values"], inputs["returns"], mask, args.clip_range_value, tokens
         )
-        warm = self.loader.update > args.critic_warmup_updates
-        loss = (actor if warm else actor * 0.0) + args.vf_coef * critic
-        if args.entropy_coef > 0:
+        loss = (actor * 0.0 if warming else actor) + args.vf_coef * critic
+        if args.entropy_coef > 0 and not warming:
             loss = loss - args.entropy_coef * entropy_bonus(judged.entropy, mask, tokens)
         share = float(tokens) / max(1.0, float(mask.sum()))  # undo the step's divisor for the log
         self._record("policy/loss", actor, share)
@@ -229,9 +225,14 @@ class PPOLossTrainer(transformers.Trainer):
             self.metrics[key].append(value)
         return (loss, judged) if return_outputs else loss
 
+    def _tolerance(self) -> float:
+        """What rounding may do to a log-probability; the sampler keeps float32."""
+        half = next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        return 0.1 if half or self.args.bf16 or self.args.fp16 else 1e-3
+
     def _check_ratio(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> None:
         self.checked = True
-        tolerance = TOLERANCE.get(logprobs.dtype, 0.1) if not self.args.bf16 else 0.1
+        tolerance = self._tolerance()
         difference = gap(logprobs.detach(), old_logprobs, mask)
         if difference > tolerance:
             raise ModelError(

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from trl.trainer.utils import disable_dropout_in_model
 
 from align.config.sections import DataSection
 from align.config.stages import DPOStage
@@ -19,7 +18,7 @@ from align.data import load_splits
 from align.data.tokens import encode_pairs
 from align.engine.guards.base import Batch
 from align.engine.head import completion_logprobs
-from align.engine.models import freeze, load_causal_lm, peft_config, snapshot
+from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
 from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import DPOTrainer
 from align.errors import ModelError
@@ -65,7 +64,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         return
     model = load_causal_lm(config.model.path, **model_kwargs(config.model))
     match_embeddings(model, tokenizer)
-    disable_dropout_in_model(model)
+    disable_dropout(model)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     # Taken before freezing and adapters: what the policy is now.
     reference = None if config.peft else snapshot(model)
