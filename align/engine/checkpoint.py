@@ -56,7 +56,7 @@ class CheckpointCallback(TrainerCallback):
         if rank == 0:
             write_manifest(folder, {"step": state.global_step, "lineage": self.lineage})
             if self.keep:
-                rotate(folder.parent, self.keep, state.best_model_checkpoint)
+                rotate(folder, self.keep, state.best_model_checkpoint)
 
 
 def write_manifest(folder: Path, details: dict[str, Any] | None = None) -> None:
@@ -125,9 +125,18 @@ def load_state(folder: Path, rank: int = 0) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def rotate(folder: Path, keep: int, best: str | None = None) -> None:
-    """Delete all but the newest `keep` complete checkpoints (the best one always stays)."""
-    complete = [p for p in list_checkpoints(folder) if (p / MANIFEST).is_file()]
+def rotate(written: Path, keep: int, best: str | None = None) -> None:
+    """Delete all but the newest `keep` complete checkpoints up to the one just written.
+
+    The best one always stays. Later ones are damaged (a resume passed them over): they do not
+    count, or they would push out the good ones.
+    """
+    step = int(written.name.split("-")[-1])
+    complete = [
+        p
+        for p in list_checkpoints(written.parent)
+        if (p / MANIFEST).is_file() and int(p.name.split("-")[-1]) <= step
+    ]
     for old in complete[keep:]:
         if best is None or old.resolve() != Path(best).resolve():
             shutil.rmtree(old, ignore_errors=True)

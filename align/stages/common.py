@@ -11,7 +11,7 @@ import torch
 import transformers
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
 
 from align.config.load import resolve_trainer_args, trainer_class_of
 from align.config.sections import GuardSection, ModelSection
@@ -179,7 +179,7 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     lineage = {"run": run.path.name, "parents": run.record.get("parents", [])}
 
     def state() -> dict[str, Any]:
-        guards = {guard.name: guard.state_dict() for guard in trainer.guards}
+        guards = [guard.state_dict() for guard in trainer.guards]  # two may share a name
         extra = trainer.extra_state() if hasattr(trainer, "extra_state") else {}
         return {"guards": guards, "trainer": extra}
 
@@ -196,7 +196,10 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     check_space(run.path, _checkpoint_bytes(trainer))
     try:
         with signals.listening(), disk_errors(run.path):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint and _finished(checkpoint):
+                _load_finished(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         metrics.close()
     if signals.received:
@@ -218,12 +221,26 @@ def _resume_point(trainer: Any, run: Run) -> Path | None:
         console.print("no checkpoint yet: starting from the beginning")
         return None
     state = load_state(checkpoint, trainer.args.process_index)
-    for guard in trainer.guards:
-        guard.load_state_dict(state["guards"][guard.name])
+    for guard, saved in zip(trainer.guards, state["guards"], strict=True):
+        guard.load_state_dict(saved)
     if hasattr(trainer, "load_extra_state"):
         trainer.load_extra_state(state["trainer"])
     console.print(f"resuming from {checkpoint}")
     return checkpoint
+
+
+def _finished(checkpoint: Path) -> bool:
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.max_steps > 0 and state.global_step >= state.max_steps
+
+
+def _load_finished(trainer: Any, checkpoint: Path) -> None:
+    """Take the weights of a training that had reached its last step.
+
+    transformers, asked to resume there in the middle of an epoch, would train one step more.
+    """
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _checkpoint_bytes(trainer: Any) -> int:

@@ -132,9 +132,11 @@ class GuardMixin:
 
     def _penalty(self, model: nn.Module, batch: Batch) -> Tensor:
         total: Tensor | None = None
+        self.guard_metrics.clear()
         for guard in self.guards:
             value = guard.penalty(model, batch)
-            self.guard_metrics[f"guard/{guard.name}"] = float(value.detach())
+            key = f"guard/{guard.name}"  # guards of one kind are logged as their sum
+            self.guard_metrics[key] = self.guard_metrics.get(key, 0.0) + float(value.detach())
             total = value if total is None else total + value
         assert total is not None
         return total

@@ -1,0 +1,165 @@
+"""N steps = k steps, a signal, and N - k more: bit for bit, for all four stages."""
+
+import importlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align.config.load import load_config
+from align.config.stages import STAGES
+from align.engine.checkpoint import MANIFEST, list_checkpoints, newest_valid
+from align.engine.monitor import StopCallback
+from align.errors import Interrupted
+from align.run import open_run
+
+REWARD = """
+def courteous(prompts, completions, **columns):
+    return [float(sum(c[-1]["content"].count(x) for x in "aeiou")) for c in completions]
+"""
+COMMON = ["trainer.learning_rate=1e-3", "tracking.report_to=[none]", "trainer.logging_steps=1"]
+OFFLINE = [
+    "trainer.per_device_train_batch_size=2",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.max_steps=8",  # 24 rows less the held-out ones: a second epoch begins on the way
+    "trainer.max_length=96",
+    "data.validation_fraction=0.1",
+]
+EXTRA = {
+    "sft": ["guards=[{type: ewc, strength: 10.0, samples: 4, data: DATA}]"],
+    "reward": ["normalisation.prompts=4", "normalisation.max_new_tokens=8"],
+    "dpo": [],
+    "ppo": [
+        "trainer.total_episodes=24",
+        "trainer.rollout_batch_size=8",
+        "trainer.per_device_train_batch_size=2",
+        "trainer.gradient_accumulation_steps=2",
+        "trainer.ppo_epochs=2",  # 4 optimizer steps on each of 3 experiences
+        "trainer.kl_controller=adaptive",
+        "trainer.kl_horizon=100",
+        "reward=[{function: 'courteous_words:courteous'}]",
+        "rollout.max_new_tokens=8",
+    ],
+}
+KIND = {"sft": "sft", "reward": "preference", "dpo": "preference", "ppo": "prompts"}
+
+
+@pytest.fixture
+def launch(tmp_path, policy_dir, data_files, monkeypatch):
+    (tmp_path / "courteous_words.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(stage: str, name: str, *overrides: str, resume: bool = False) -> Path:
+        file = str(data_files[KIND[stage]])
+        given = [f"run.dir={tmp_path / name}", f"model.path={policy_dir}", f"data.train={file}"]
+        given += COMMON + (OFFLINE if stage != "ppo" else [])
+        given += [item.replace("DATA", file) for item in EXTRA[stage]] + list(overrides)
+        config = load_config(STAGES[stage], None, given)
+        module = importlib.import_module(f"align.stages.{stage}")
+        with open_run(config, resume=resume) as opened:
+            module.run(config, opened, resume=resume)
+        return tmp_path / name
+
+    return run
+
+
+@contextmanager
+def signal_at(step: int) -> Iterator[None]:
+    """A real SIGTERM to this process at the end of optimizer step k."""
+    original = StopCallback.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, args, state, control, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopCallback, "on_step_end", on_step_end)
+        yield
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = load_file(run / "model" / "model.safetensors")
+    if (run / "value").is_dir():
+        found |= load_file(run / "value" / "value.safetensors")
+    return found
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("stage", "stop"), [("sft", 3), ("reward", 6), ("dpo", 3), ("ppo", 6)])
+def test_a_stopped_and_resumed_run_is_the_same_run(launch, stage, stop):
+    straight = launch(stage, "straight")
+    with signal_at(stop), pytest.raises(Interrupted, match="SIGTERM"):
+        launch(stage, "stopped")
+    stopped = Path("stopped").resolve()
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    assert not (stopped / "model").exists()
+    checkpoint, passed = newest_valid(stopped / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint.name, passed) == (f"checkpoint-{stop}", [])
+    launch(stage, "stopped", resume=True)
+    assert same(straight, stopped)
+    # the negative control: weights do depend on what was trained
+    shorter = launch(stage, "shorter", f"trainer.max_steps={stop}")
+    assert not same(straight, shorter)
+
+
+def test_a_signal_inside_the_reward_function_stops_ppo_within_an_experience(launch, tmp_path):
+    straight = launch("ppo", "straight")
+    calls = tmp_path / "calls"
+    (tmp_path / "stopping_words.py").write_text(
+        "import os, signal\n"
+        + REWARD
+        + "\n\nN = [0]\n\n\ndef courteous_and_stop(prompts, completions, **columns):\n"
+        "    N[0] += 1\n"
+        f"    if N[0] == 3 and not os.path.exists({str(calls)!r}):\n"  # samples, 1st, 2nd update
+        f"        open({str(calls)!r}, 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return courteous(prompts, completions)\n"
+    )
+    reward = "reward=[{function: 'stopping_words:courteous_and_stop'}]"
+    with pytest.raises(Interrupted):
+        launch("ppo", "stopped", reward)
+    assert [p.name for p in list_checkpoints(Path("stopped/checkpoints"))] == ["checkpoint-5"]
+    launch("ppo", "stopped", reward, resume=True)
+    assert same(straight, Path("stopped"))
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_resuming_after_the_last_step_trains_no_further(launch, stage):
+    done = launch(stage, "done")
+    before = weights(done)
+    for file in [*(done / "model").iterdir(), done / "run.json"]:  # as if it had died while saving
+        if file.name != "run.json":
+            file.unlink()
+    launch(stage, "done", resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(done).items())
+    steps = json.loads((done / "run.json").read_text())["results"]["steps"]
+    assert steps == (8 if stage == "sft" else 12)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(launch):
+    straight = launch("sft", "run", "trainer.save_steps=3", "trainer.save_total_limit=4")
+    before = weights(straight)
+    newest = list_checkpoints(straight / "checkpoints")[0]
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-7] ^= 1
+    file.write_bytes(bytes(content))
+    launch("sft", "run", "trainer.save_steps=3", "trainer.save_total_limit=4", resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(straight).items())
+    record = json.loads((straight / "run.json").read_text())
+    assert any("SHA-256" in warning for warning in record["warnings"])
+    assert (newest / MANIFEST).is_file()
