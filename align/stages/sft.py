@@ -63,22 +63,26 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
+    # TRL tokenises what its constructor is given: the test rows pass through it too.
+    parts = {"validation": data.validation, "test": data.test}
+    held_out = {name: part for name, part in parts.items() if part is not None} or None
     trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=data.train,
-        eval_dataset=data.validation,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
     )
+    prepared = trainer.eval_dataset or {}
+    trainer.eval_dataset = prepared.get("validation")
     train(trainer, config, run, resume=resume)
     results: dict[str, Any] = {"steps": trainer.state.global_step}
     if data.validation is not None:
         results["validation"] = trainer.evaluate()
     if data.test is not None:
-        prepared = trainer.evaluate(data.test, metric_key_prefix="test")
-        results["test"] = prepared
+        results["test"] = trainer.evaluate(prepared["test"], metric_key_prefix="test")
     save_model(trainer.model, tokenizer, run.model)
     run.finish(**results)
 
