@@ -27,7 +27,7 @@ from align.report.charts import draw
 from align.report.collect import TRAINING, RunData, collect
 from align.report.curves import count_lines, stage_curves
 from align.report.evidence import Evaluation, evaluate_family
-from align.report.families import display_name, hue, make_families, trace
+from align.report.families import display_name, hue, judge_name, make_families, trace
 from align.report.forest import forest_axis, forest_row, outcome_bar, reliability
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
@@ -215,6 +215,7 @@ def _environment() -> jinja2.Environment:
         "duration": duration,
         "probability": probability,
         "name": display_name,
+        "judge": judge_name,
         "hue": hue,
         "number": number,
     }

@@ -94,8 +94,8 @@ class Evaluation:
     def key_rows(self) -> list[WinRow]:
         """The comparisons with the baseline by the deciding judge, best first."""
         against = [row for row in self.wins if row.b == self.baseline] or self.wins
-        judges = [row.judge for row in against]
-        judge = "gold" if "gold" in judges else judges[0] if judges else ""
+        judges = sorted((row.judge for row in against), key=lambda j: not j.startswith("gold"))
+        judge = judges[0] if judges else ""
         return sorted(
             (row for row in against if row.judge == judge), key=lambda row: -row.rate.value
         )

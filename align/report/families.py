@@ -32,9 +32,19 @@ def display_name(name: str) -> str:
     return head.upper() + rest if head and not rest[:1].isalpha() else name
 
 
+def judge_name(judge: str) -> str:
+    """How the page calls a judge: `gold_score` is the `gold` judge."""
+    return judge.removesuffix("_score").replace("_", " ").strip() or judge
+
+
+def is_start(model: str) -> bool:
+    """Whether a name stands for the model before any training."""
+    return model.lower() in ("base", "before")
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Models as they came about: what was there before any training first, else as given."""
-    return sorted(names, key=lambda name: name.lower() not in ("base", "before"))
+    return sorted(names, key=lambda name: not is_start(name))
 
 
 def hue(name: str) -> str:

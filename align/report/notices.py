@@ -14,7 +14,7 @@ from typing import Literal
 
 from align.report.collect import RunData
 from align.report.evidence import Evaluation, WinRow, seed_label
-from align.report.families import Family, Lineage, display_name
+from align.report.families import Family, Lineage, display_name, is_start, judge_name
 from align.report.values import items, mapping, number, percent, text
 
 Level = Literal["error", "warning", "note"]
@@ -169,11 +169,20 @@ def _of_evaluations(runs: Sequence[RunData], evaluations: Sequence[Evaluation]) 
             )
         for row in evaluation.wins:
             yield from _of_win_row(row)
+        for row in evaluation.key_rows:
+            if is_start(row.a) and row.rate.low is not None and row.rate.low > 0.5:
+                yield Notice(
+                    "warning",
+                    f"{display_name(row.a)} against {display_name(row.b)}",
+                    f"The model before training beats the baseline ({percent(row.rate.value)}), so "
+                    "a win against the baseline may only make good what it lost. Compare the "
+                    "policies with the starting model too.",
+                )
         yield from _of_judges(runs, evaluation)
 
 
 def _of_win_row(row: WinRow) -> Iterator[Notice]:
-    pair = f"{display_name(row.a)} against {display_name(row.b)}, {row.judge} judge"
+    pair = f"{display_name(row.a)} against {display_name(row.b)}, {judge_name(row.judge)} judge"
     for label, found in row.per_seed:
         where = f"{pair}, {label}" if len(row.per_seed) > 1 else pair
         rate, low, high = (number(found.get(name)) for name in ("rate", "low", "high"))

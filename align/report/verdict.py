@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from align.report.collect import TRAINING, RunData
 from align.report.evidence import Estimate, Evaluation, WinRow
-from align.report.families import display_name, hue
+from align.report.families import display_name, hue, is_start, judge_name
 from align.report.reward import RewardEvidence
 from align.report.values import figure, number, percent_interval, shown
 
@@ -105,12 +105,12 @@ def key_figures(
     """Win rates, reward-model accuracy, and the time it took."""
     figures = []
     if evaluation:
-        for row in evaluation.key_rows[:3]:
+        for row in [row for row in evaluation.key_rows if not is_start(row.a)][:3]:
             figures.append(
                 KeyFigure(
                     f"{display_name(row.a)} against {display_name(row.b)}",
                     shown(row.rate.value, "percent", f"figure.{row.key}"),
-                    f"{_interval_text(row.rate)} · {row.judge} judge",
+                    f"{_interval_text(row.rate)} · {judge_name(row.judge)} judge",
                     hue(row.a),
                 )
             )
@@ -169,9 +169,9 @@ def _detail(row: WinRow, compared: int) -> str:
     kind = "t-interval over seeds" if row.rate.over == "seeds" else "interval over prompts"
     if not row.rate.has_interval:
         kind = "no interval was recorded"
-    sentence = f"By the {row.judge} judge, {judged_on(row.rate)}; 95% {kind}."
+    sentence = f"By the {judge_name(row.judge)} judge, {judged_on(row.rate)}; 95% {kind}."
     if not row.rate.has_interval:
-        sentence = f"By the {row.judge} judge, {judged_on(row.rate)}; {kind}."
+        sentence = f"By the {judge_name(row.judge)} judge, {judged_on(row.rate)}; {kind}."
     if compared > 1:
         sentence += f" Best of {compared} models compared; all are shown."
     gap = row.score_difference

@@ -81,7 +81,18 @@ def test_missing_and_impossible_intervals_are_said(pipeline, read, edit, notices
     found = notices()
     assert said(found, "warning", "DPO against SFT, gold judge", "without an interval")
     assert said(found, "error", "PPO against SFT, gold judge", "outside its own interval")
-    assert said(found, "note", "DPO against SFT, reward_model judge", "add up to 207")
+    assert said(found, "note", "DPO against SFT, reward model judge", "add up to 207")
+
+
+def test_a_start_that_beats_the_baseline_is_said(pipeline, read, edit, notices):
+    file = pipeline()["evaluate"] / "evaluation.json"
+    rows = read(file)["win_rates"]
+    rows[0] |= {"a": "base", "rate": 0.6, "low": 0.53, "high": 0.66}
+    edit(file, win_rates=rows)
+    assert said(notices(), "warning", "Base against SFT", "before training beats the baseline")
+    rows[0]["low"] = 0.49
+    edit(file, win_rates=rows)
+    assert not said(notices(), "warning", "before training beats")
 
 
 def test_a_judge_that_trained_the_policy_is_said(pipeline, notices):
