@@ -135,7 +135,7 @@ def quickstart(
 def generate(
     model: Annotated[str, typer.Argument(help="Directory or hub id.")],
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Data file of prompts.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", "-f", help="A data file.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
@@ -151,7 +151,10 @@ def generate(
     """Write a model's answers to prompts."""
     quiet_libraries()
     from align.generate import Decoding, run_generate
+    from align.prompts import read_prompts
 
+    stdin = None if sys.stdin.isatty() else sys.stdin
+    given, columns = read_prompts([p for p in prompts or [] if p != "-"], file, stdin)
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -163,13 +166,7 @@ def generate(
         seed=seed,
     )
     run_generate(
-        model,
-        prompts or [],
-        file=file,
-        decoding=decoding,
-        output=output,
-        raw=raw,
-        overwrite=overwrite,
+        model, given, decoding, output=output, overwrite=overwrite, raw=raw, columns=columns
     )
 
 
@@ -177,7 +174,7 @@ def generate(
 def chat(
     model: Annotated[str, typer.Argument(help="Directory or hub id.")],
     versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
-    save: Annotated[str | None, typer.Option(help="JSONL file or store URL for choices.")] = None,
+    votes: Annotated[str | None, typer.Option(help="JSONL file or store URL for votes.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
@@ -186,16 +183,10 @@ def chat(
     """Talk to a checkpoint in the terminal."""
     quiet_libraries()
     from align.chat import run_chat
+    from align.generate import Decoding
 
-    run_chat(
-        model,
-        versus=versus,
-        save=save,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    run_chat(model, decoding, versus=versus, system=system, votes=votes)
 
 
 @app.command()
@@ -228,12 +219,12 @@ def init(
 @app.command()
 def doctor() -> None:
     """Say what this machine can run, what is missing, and the command that installs it."""
-    from align.doctor import diagnose, render
+    from align.doctor import diagnose, exit_code, render
 
     checks = diagnose()
     Console().print(render(checks))
-    if any(check.status == "missing" and check.required for check in checks):
-        raise typer.Exit(9)
+    if code := exit_code(checks):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -261,14 +252,12 @@ def quiet_libraries() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command line; errors made for users are printed without a traceback."""
-    from align.run import exit_code_of
-
     try:
         return app(args=list(arguments) if arguments is not None else None)
     except AlignError as error:
         errors.print(f"[red]error:[/] {type(error).__name__}", highlight=False)
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(exit_code_of(error))
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)

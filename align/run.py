@@ -38,8 +38,10 @@ import yaml
 
 from align import __version__
 from align.config.stages import StageConfig
-from align.errors import AlignError, Interrupted, RunError
+from align.errors import Interrupted, RunError
 
+# What a run holds that failed before its first step.
+BEFORE_TRAINING = {"run.json", "run.lock", "config.yaml", "data_card.json", "quarantine.jsonl"}
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -110,7 +112,8 @@ def open_run(
 
     Raises:
         RunError: another process holds the directory; it holds another run and neither resume
-            nor overwrite was asked for; a resumed run's configuration differs.
+            nor overwrite was asked for; it holds files of something else; there is nothing to
+            resume, or the resumed run's configuration differs.
     """
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="align-dry-run-") as folder:
@@ -118,7 +121,14 @@ def open_run(
             run.record = {"seed": config.run.seed}
             yield run
         return
+    if resume and not config.run.dir:
+        raise RunError("--resume: run.dir is not set. Fix: add run.dir=<the run to continue>.")
     path = Path(config.run.dir or f"runs/{config.stage}-{datetime.now():%Y%m%d-%H%M%S}")
+    if resume and not (path / "run.json").is_file():
+        raise RunError(
+            f"--resume: {path} holds no run. Fix: set run.dir to the run to continue, or leave "
+            "--resume out to start one."
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,22 +166,27 @@ def open_run(
 def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     existing = run.path / "run.json"
     if existing.is_file():
-        run.record = json.loads(existing.read_text())
+        run.record = _read_record(existing)
         if resume:
             _check_same(run.path, resolved)
             run.update(resumed=[*run.record.get("resumed", []), now()])
             return
-        if not overwrite:
+        # A run that failed before it trained (a misspelt path) holds nothing to protect.
+        began = {item.name for item in run.path.iterdir()} - BEFORE_TRAINING
+        if began and not overwrite:
             raise RunError(
                 f"{run.path} already holds a {run.record.get('stage')} run "
                 f"({run.record.get('status')}). Fix: add --resume to continue it, choose another "
                 "run.dir, or set run.overwrite=true to start over."
             )
         clear(run.path)
-    elif resume:
-        raise RunError(
-            f"--resume: {run.path} holds no run. Fix: set run.dir to the run to continue."
-        )
+    else:
+        foreign = sorted({item.name for item in run.path.iterdir()} - BEFORE_TRAINING)
+        if foreign:  # run.overwrite must never delete what is no run
+            raise RunError(
+                f"{run.path} holds {', '.join(foreign[:4])} and no run. Fix: set run.dir to a new "
+                "or empty folder."
+            )
     run.record = {
         "schema": 1,
         "stage": run.stage,
@@ -183,14 +198,40 @@ def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: boo
     (run.path / "config.yaml").write_text(text, encoding="utf-8")
 
 
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{file} is damaged ({error}). Fix: restore it from a backup, or move the folder away "
+            "and start a new run."
+        ) from None
+    if not isinstance(record, dict):
+        raise RunError(f"{file} is damaged: it holds no JSON object. Fix: move the folder away.")
+    return record
+
+
 def _check_same(path: Path, resolved: dict[str, Any]) -> None:
     """A resumed run may only change where and how long it runs."""
-    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"--resume: {path / 'config.yaml'} cannot be read ({error}). Fix: restore it, or start "
+            "a new run."
+        ) from None
+    if before.get("stage") != resolved["stage"]:
+        raise RunError(
+            f"--resume: {path} holds a {before.get('stage')} run, not {resolved['stage']}. Fix: "
+            "set run.dir to the run to continue."
+        )
     free = {"run", "tracking"}
+    old = _flat({key: value for key, value in before.items() if key not in free})
+    new = _flat({key: value for key, value in resolved.items() if key not in free})
     changed = [
-        f"{section}: {before.get(section)!r} -> {value!r}"
-        for section, value in resolved.items()
-        if section not in free and before.get(section) != value
+        f"{key}: {old.get(key, 'unset')!r} -> {new.get(key, 'unset')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "unset") != new.get(key, "unset")
     ]
     if changed:
         raise RunError(
@@ -198,6 +239,21 @@ def _check_same(path: Path, resolved: dict[str, Any]) -> None:
             f"({'; '.join(changed)}). Fix: resume with the same file and overrides, or start a "
             "new run."
         )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested sections and lists as one dict of dotted keys."""
+    if isinstance(value, dict) and value:
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        return {name: value}
+    return {
+        key: leaf
+        for part, item in items
+        for key, leaf in _flat(item, f"{name}.{part}" if name else str(part)).items()
+    }
 
 
 @contextmanager
@@ -331,10 +387,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def exit_code_of(error: BaseException) -> int:
-    """The exit status a command ends with for an error."""
-    if isinstance(error, AlignError):
-        return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else 1

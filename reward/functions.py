@@ -86,17 +86,33 @@ def call_reward(
     name = reward_name(reward_fn)
     try:
         values = reward_fn(prompts=prompts, completions=completions, **columns)
-        rewards = [float(value) for value in values]
     except Exception as error:
         raise RewardError(
             f"reward function {name!r} raised {type(error).__name__}: {error} "
-            f"(on {len(completions)} completions; the first was {_short(completions[0])})."
+            f"(on {len(completions)} completions; the first was {_short(completions[0])}). It was "
+            f"given prompts, completions{''.join(', ' + key for key in columns)}."
         ) from error
-    if len(rewards) != len(completions):
+    try:
+        values = list(values)
+    except TypeError:
         raise RewardError(
-            f"reward function {name!r} returned {len(rewards)} rewards, "
+            f"reward function {name!r} returned {type(values).__name__}, but a list of "
+            f"{len(completions)} floats is expected, one per completion."
+        ) from None
+    if len(values) != len(completions):
+        raise RewardError(
+            f"reward function {name!r} returned {len(values)} rewards, "
             f"but {len(completions)} completions were given; return one float per completion."
         )
+    rewards: list[float] = []
+    for row, value in enumerate(values):
+        try:
+            rewards.append(float(value))
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of many elements
+            raise RewardError(
+                f"reward function {name!r} returned {value!r} for completion {row}: "
+                f"{_short(completions[row])}. Return a finite number (0.0 for 'no opinion')."
+            ) from None
     for row, value in enumerate(rewards):
         if not math.isfinite(value):
             raise RewardError(

@@ -91,7 +91,7 @@ class RewardModel:
                 "use raw scores."
             )
         if torch.cuda.is_available():
-            model.to("cuda")
+            model.to(torch.device("cuda"))  # type: ignore[arg-type]
         return cls(
             model.eval(),
             tokenizer,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,16 @@ def encode_answer(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizer
             )
         end = str(tokenizer.eos_token or "")
         text = prompt + completion
-        return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+        ids: list[int] = tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+        return ids
     if tokenizer.chat_template is None:
         raise ModelError(
             "the data are conversations, but the tokenizer has no chat template. Fix: set "
             "model.chat_template (chatml, or a .jinja file)."
         )
-    encoded = tokenizer.apply_chat_template([*prompt, *completion], return_dict=True)
+    encoded: dict[str, list[int]] = tokenizer.apply_chat_template(  # type: ignore[assignment]
+        [*prompt, *completion], return_dict=True
+    )
     return encoded["input_ids"]
 
 
@@ -51,7 +55,10 @@ def pool_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
     Returns:
         (B,) float32.
     """
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    inner: PreTrainedModel = (
+        wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    )
     backbone = inner.base_model
     extra = {}
     if "position_ids" in inspect.signature(backbone.forward).parameters:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,23 @@ OWNED_TRAINER_KEYS = {
     "chat_template_path": "model.chat_template",
     "disable_tqdm": "nothing: Align draws its own progress",
     "overwrite_output_dir": "run.overwrite",
+}
+
+# Lowest values that libraries would only refuse in the middle of a run, with a traceback.
+LOWEST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "rollout_batch_size": 1,
+    "group_size": 1,
+    "ppo_epochs": 1,
+    "total_episodes": 1,
+    "max_length": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "num_train_epochs": 0,
 }
 
 
@@ -86,10 +104,15 @@ def check_trainer_args(trainer_class: type, values: Mapping[str, Any]) -> list[P
             )
         else:
             try:
-                _coerce(hints[key], value)
+                read = _coerce(hints[key], value)
             except ValidationError as error:
                 problems.append(
                     Problem(where, f"{value!r} does not fit: {error.errors()[0]['msg'].lower()}.")
+                )
+                continue
+            if isinstance(read, int | float) and not read >= LOWEST.get(key, -math.inf):
+                problems.append(
+                    Problem(where, f"{value!r} does not fit: at least {LOWEST[key]} is expected.")
                 )
     return problems
 
@@ -108,7 +131,27 @@ def trainer_class_of(config: TrainingStage) -> type:
     return _import(config.trainer_class)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice; PyYAML would silently keep the last."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            what = f"`{key.value}` is there twice, in lines {seen[key.value]} and {line}"
+            raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+        seen[str(key.value)] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError([Problem(str(path), "is a folder.", "name a YAML file in it.")])
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         others = sorted(p.name for p in folder.glob("*.y*ml"))
@@ -116,12 +159,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         fix = f"did you mean {folder / near[0]}?" if near else "check the path."
         raise ConfigError([Problem(str(path), "no such configuration file.", fix)])
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{path}:{mark.line + 1}" if mark else str(path)
         what = f"is not valid YAML ({getattr(error, 'problem', None) or error})."
-        raise ConfigError([Problem(line, what, "mend the indentation or quoting there.")]) from None
+        raise ConfigError([Problem(line, what, "mend the file there.")]) from None
+    except OSError as error:
+        raise ConfigError([Problem(str(path), f"cannot be read ({error.strerror}).")]) from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -132,7 +177,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem]) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         problems.append(
             Problem(repr(override), "is not an override.", "write section.key=value, no spaces.")
         )
@@ -179,6 +224,14 @@ def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
         return Problem(where, f"unknown key in {kind}.", _nearest(str(location[-1]), keys))
     if item["type"] == "missing":
         return Problem(where, "is required and missing.", f"add `{location[-1]}:`.")
+    if item["type"] in ("model_type", "dict_type"):
+        return Problem(
+            where,
+            f"{item['input']!r} does not fit: a section with `key: value` lines is expected.",
+            _first_keys(_model_at(stage, location)),
+        )
+    if item["type"] == "value_error":  # our own validators
+        return Problem(where, str(item["ctx"]["error"]))
     message = item["msg"][0].lower() + item["msg"][1:]
     return Problem(where, f"{item['input']!r} does not fit: {message}.")
 
@@ -191,6 +244,11 @@ def _model_at(root: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]
         info = model.model_fields.get(str(part))
         model = _section_in(info.annotation) if info else None
     return model
+
+
+def _first_keys(section: type[BaseModel] | None) -> str:
+    names = list(section.model_fields)[:4] if section else []
+    return f"its keys are {', '.join(names)}, ..." if names else ""
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
@@ -225,7 +283,10 @@ def _field_types(trainer_class: type) -> dict[str, Any]:
 
 
 def _coerce(hint: Any, value: Any) -> Any:
-    """Read "1e-5" as a float (YAML takes it for text); a type pydantic cannot check passes."""
+    """Read "1e-5" as a float (YAML takes it for text) and a lone text as a list of one.
+
+    A type that pydantic cannot check passes.
+    """
     try:
         adapter = TypeAdapter(hint)
     except Exception:
@@ -237,4 +298,6 @@ def _coerce(hint: Any, value: Any) -> Any:
             return float(value)
         except ValueError:
             pass
+    if isinstance(value, str) and list[str] in members and str not in members:
+        value = [value]
     return adapter.validate_python(value)

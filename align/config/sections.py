@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -69,6 +69,11 @@ def _as_sources(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
+def _as_list(value: Any) -> Any:
+    """A lone text as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 Sources = Annotated[list[SourceSection], BeforeValidator(_as_sources)]
 
 
@@ -110,7 +115,7 @@ class GuardSection(Section):
     """One guard against forgetting; `type: ewc` reads a saved Fisher or estimates one."""
 
     type: Literal["ewc"]
-    strength: float = Field(gt=0)
+    strength: float = Field(gt=0, allow_inf_nan=False)
     data: str | None = None  # what must not be forgotten: rows the stage's format can read
     samples: int = Field(default=256, gt=0)  # rows that the Fisher is estimated on
     artefact: str | None = None  # a Fisher written by an earlier run, instead of data
@@ -130,7 +135,7 @@ class RewardSourceSection(Section):
 
     path: str | None = None
     function: str | None = None
-    weight: float = 1.0
+    weight: float = Field(default=1.0, allow_inf_nan=False)
     normalise: bool = True  # a reward model's saved statistics; PPO refuses a model without them
 
 
@@ -143,6 +148,15 @@ class RolloutSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, gt=0)  # completions decoded at once
+
+    @model_validator(mode="after")
+    def _room_to_end(self) -> RolloutSection:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than "
+                f"max_new_tokens={self.max_new_tokens}."
+            )
+        return self
 
 
 class ValueSection(Section):
@@ -174,8 +188,9 @@ class EvaluateSection(Section):
 class TrackingSection(Section):
     """Where metrics go, beside metrics.jsonl."""
 
-    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]] = Field(
-        default_factory=lambda: ["tensorboard"]
-    )
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]],
+        BeforeValidator(_as_list),
+    ] = ["tensorboard"]
     project: str = "align"
     non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch

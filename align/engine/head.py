@@ -31,7 +31,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model under a PEFT wrapper, if any; its layers keep their adapters."""
     inner = model
     if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
+        inner = inner.get_base_model()  # type: ignore[operator]
     return inner  # type: ignore[return-value]
 
 

@@ -71,9 +71,9 @@ def load_policy(
     reference = snapshot(policy) if with_reference else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not getattr(policy, "quantization_method", None):
-        policy.to(device)
+        policy.to(device)  # type: ignore[arg-type]
         if reference is not None:
-            reference.to(device)
+            reference.to(device)  # type: ignore[arg-type]
     return policy, reference, loaded
 
 

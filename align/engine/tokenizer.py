@@ -8,8 +8,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import ModelError
 
@@ -85,16 +84,16 @@ def read_template(name: str) -> str:
     return builtin.read_text(encoding="utf-8")
 
 
-def match_embeddings(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> bool:
+def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Grow the embeddings when the tokenizer has more tokens than the model; says whether it did.
 
     A new row starts at the mean of the others, so that a fresh PAD token is never likely.
     """
-    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    rows = model.get_input_embeddings().weight.shape[0]
     grown = len(tokenizer) > rows
     if grown:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)  # type: ignore[operator]
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         generation.pad_token_id = tokenizer.pad_token_id

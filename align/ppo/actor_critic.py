@@ -103,7 +103,7 @@ class ActorCritic(nn.Module):
         own = list(self.value_head.parameters())
         return own + (list(self.value_backbone.parameters()) if self.value_backbone else [])
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trained tensors and buffers, tied tensors once: what a checkpoint has to hold.
 
         Frozen weights (the base of an adapter) are not repeated in every checkpoint: a resumed

@@ -162,7 +162,7 @@ class TransformersSampler:
     ) -> Tensor:
         if self.temperature == 0:
             return scaled.argmax(dim=-1)
-        warped = warpers(None, scaled) if warpers else scaled
+        warped = warpers(None, scaled) if warpers else scaled  # type: ignore[arg-type]
         return torch.multinomial(warped.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
     def _warpers(self) -> LogitsProcessorList:
@@ -198,7 +198,7 @@ class TransformersSampler:
             tokens.device,
         )
         texts = [
-            self.tokenizer.decode(row[:length], skip_special_tokens=True)
+            str(self.tokenizer.decode(row[:length], skip_special_tokens=True))
             for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)
         ]
         return Rollout(

@@ -100,7 +100,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     run.finish(**results)
 
 
-def check_margin(trainer: DPOTrainer) -> float:
+def check_margin(trainer: Any) -> float:
     """The largest log-probability difference of policy and reference on a first batch.
 
     Raises:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from transformers import AutoConfig
 
-from align.config.stages import TrainingStage
+from align.config.stages import PPOStage, TrainingStage
 from align.engine.checkpoint import check_space
+from align.engine.memory import from_config
+from align.engine.models import peft_config
 from align.run import Run
 
 
@@ -24,16 +26,21 @@ def context_of(path: str | Path) -> int | None:
 
 def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
     """Estimate memory, check the disk, and say that nothing was trained."""
-    from align.engine.memory import from_config
     from align.stages.common import console
 
+    stage = cast(Literal["sft", "reward", "dpo", "ppo"], config.stage)
+    task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
+    adapter = peft_config(config.peft.method, config.peft.kwargs, task) if config.peft else None
     estimate = from_config(
         config.model.path,
-        stage=config.stage,
-        batch=args.per_device_train_batch_size,
-        length=getattr(args, "max_length", None) or context_of(config.model.path) or 1024,
+        stage,
+        args.per_device_train_batch_size,
+        getattr(args, "max_length", None) or context_of(config.model.path) or 1024,
+        adapter=adapter,
+        frozen=config.model.freeze or None,
         checkpointing=bool(args.gradient_checkpointing),
-        peft=config.peft is not None,
+        autocast=bool(args.bf16 or args.fp16),
+        critic=config.value.backbone if isinstance(config, PPOStage) else "none",
     )
     console.print(estimate.render())
     check_space(run.path, 0)

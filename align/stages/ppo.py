@@ -69,7 +69,7 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         import peft
 
         adapter = peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM")
-        policy = peft.get_peft_model(policy, adapter)
+        policy = peft.get_peft_model(policy, adapter)  # type: ignore[assignment]
     model = build_actor_critic(policy, backbone=config.value.backbone, init=config.value.init)
     guards = build_guards(
         config.guards,
@@ -205,7 +205,7 @@ def show_samples(
     state = torch.random.get_rng_state()
     sampler.seed = 0
     try:
-        rollout = sampler(list(chosen["prompt"]), **columns)
+        rollout = sampler(list(chosen["prompt"]), 1, **columns)
     finally:
         sampler.seed = None
         torch.random.set_rng_state(state)

@@ -75,7 +75,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         peft_config=adapter,
         guards=guards,
     )
-    prepared = trainer.eval_dataset or {}
+    prepared: Any = trainer.eval_dataset or {}
     trainer.eval_dataset = prepared.get("validation")
     train(trainer, config, run, resume=resume)
     results: dict[str, Any] = {"steps": trainer.state.global_step}
