@@ -12,7 +12,7 @@ from typing import Literal
 
 from align.evaluate.significance import seeds_interval
 from align.report.collect import RunData
-from align.report.families import Family, in_order
+from align.report.families import Family, in_order, is_start
 from align.report.values import Json, mapping, number, rows, text
 
 Over = Literal["prompts", "seeds"]
@@ -92,13 +92,12 @@ class Evaluation:
 
     @property
     def key_rows(self) -> list[WinRow]:
-        """The comparisons with the baseline by the deciding judge, best first."""
+        """The deciding judge's comparisons with the baseline: best first, the starting model last."""
         against = [row for row in self.wins if row.b == self.baseline] or self.wins
         judges = sorted((row.judge for row in against), key=lambda j: not j.startswith("gold"))
         judge = judges[0] if judges else ""
-        return sorted(
-            (row for row in against if row.judge == judge), key=lambda row: -row.rate.value
-        )
+        rows_of_judge = [row for row in against if row.judge == judge]
+        return sorted(rows_of_judge, key=lambda row: (is_start(row.a), -row.rate.value))
 
 
 def evaluate_family(family: Family) -> Evaluation | None:

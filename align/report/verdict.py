@@ -73,7 +73,7 @@ def decide(runs: Sequence[RunData], evaluation: Evaluation | None, evaluations: 
         headline = Markup("{} is not shown to beat {}: it wins {} {}").format(
             policy, baseline, rate, bounds
         )
-    detail = _detail(best, len(table))
+    detail = _detail(best, sum(not is_start(row.a) for row in table))
     if evaluations > 1:
         others = "the other is" if evaluations == 2 else f"{evaluations - 1} others are"
         detail += f" This is {evaluation.family.label}; {others} below."
@@ -173,7 +173,7 @@ def _detail(row: WinRow, compared: int) -> str:
     if not row.rate.has_interval:
         sentence = f"By the {judge_name(row.judge)} judge, {judged_on(row.rate)}; {kind}."
     if compared > 1:
-        sentence += f" Best of {compared} models compared; all are shown."
+        sentence += f" Best of {compared} policies compared; all are shown."
     gap = row.score_difference
     if gap is not None and number(gap.value) is not None:
         sign = "+" if gap.value > 0 else "−" if gap.value < 0 else ""

@@ -161,7 +161,7 @@ def test_the_headline_is_the_best_policy_by_the_gold_judge(pipeline, read, edit,
     assert verdict.tone == "better"
     assert verdict.headline.striptags() == "DPO wins 66% [59, 72] against SFT"
     assert verdict.detail.startswith("By the gold judge, n = 200; 95% interval over prompts.")
-    assert "Best of 2 models" in verdict.detail
+    assert "Best of 2 policies" in verdict.detail
     found = evaluation_of(tmp_path / "runs")
     labels = [one.label for one in key_figures(runs, found, reward_evidence([], [found]))]
     assert labels == ["DPO against SFT", "PPO against SFT", "Reward-model accuracy", "Time spent"]
@@ -181,6 +181,17 @@ def test_defeat_and_doubt_are_said(pipeline, read, edit, tmp_path, rate, low, hi
     edit(file, win_rates=[row])
     verdict = decide(collect([tmp_path / "runs"]), evaluation_of(tmp_path / "runs"))
     assert verdict.headline.striptags() == words
+
+
+def test_the_starting_model_never_makes_the_headline(pipeline, read, edit, tmp_path):
+    file = pipeline()["evaluate"] / "evaluation.json"
+    rows = read(file)["win_rates"]
+    edit(file, win_rates=[rows[0] | {"a": "base", "rate": 0.99, "high": 1.0}, rows[1]])
+    runs = collect([tmp_path / "runs"])
+    verdict = decide(runs, evaluation_of(tmp_path / "runs"))
+    assert [row.a for row in verdict.rows] == ["ppo", "base"]
+    assert verdict.headline.striptags().startswith("PPO wins")
+    assert "Best of" not in verdict.detail
 
 
 def test_without_an_evaluation_nothing_is_claimed(pipeline):
