@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import ModelError
@@ -89,8 +91,8 @@ def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
     A new row starts at the mean of the others, so that a fresh PAD token is never likely.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    grown = len(tokenizer) > rows
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    grown = len(tokenizer) > embeddings.num_embeddings
     if grown:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
