@@ -92,7 +92,7 @@ class Evaluation:
 
     @property
     def key_rows(self) -> list[WinRow]:
-        """The deciding judge's comparisons with the baseline: best first, the starting model last."""
+        """The deciding judge's comparisons with the baseline, best first, the start last."""
         against = [row for row in self.wins if row.b == self.baseline] or self.wins
         judges = sorted((row.judge for row in against), key=lambda j: not j.startswith("gold"))
         judge = judges[0] if judges else ""
