@@ -209,9 +209,12 @@ class MetricsCallback(TrainerCallback):
         if tokens is not None and "loss" in metrics:
             now = time.perf_counter()
             before, counted = self.last
-            if counted:
+            if counted and tokens == counted:  # PPO counts once per batch of rollouts
+                tokens = None
+            elif counted:
                 metrics["tokens_per_second"] = (tokens - counted) / max(now - before, 1e-9)
-            self.last = (now, tokens)
+            if tokens is not None:
+                self.last = (now, tokens)
         if "loss" in metrics:
             metrics["memory_gib"] = peak_memory_gib()
         self.run.log(metrics, step=state.global_step)
