@@ -4,10 +4,11 @@ Counts what every stage holds: weights, gradients, optimizer states, activations
 backward pass, logits, and the further models of the stage. Leaves out the allocator's
 fragmentation, the framework itself (0.5-1 GiB with CUDA) and splitting over devices (FSDP, ZeRO).
 
-Activations per token and layer are 8 hidden + 2 key-value + 4 intermediate elements for a gated
-MLP (counted in saved tensors of transformers' Llama with SDPA), after the accounting of Korthikanti
-et al. 2022 (arXiv 2205.05198, section 4). On CPU, estimates were 0.76 to 0.94 of the measured peaks of
-real TRL steps (docs/launch.md has the table); CUDA, autocast and PPO are not measured.
+Activations per token and layer are 6 hidden + 4 attention + 4 intermediate elements for a gated MLP
+and one per key of the mask (counted in saved tensors of transformers' Llama, SDPA, padded rows),
+after the accounting of Korthikanti et al. 2022 (arXiv 2205.05198, section 4). On CPU the
+estimates were 0.86 to 1.05 of the measured peaks of TRL steps (docs/launch.md has the table); CUDA,
+autocast and PPO are not measured.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def estimate(
     critic: Literal["separate", "shared", "none"] = "separate",
     *,
     intermediate: int | None = None,
-    key_value: int | None = None,
+    attention: int | None = None,
     autocast: bool = False,
     triton: bool = False,
     reward_parameters: int = 0,
@@ -116,7 +117,7 @@ def estimate(
         reference: whether a reference model is held (dpo and ppo only).
         critic: PPO's value model: a model of its own, a head on the policy, or none.
         intermediate: width of the MLP; default 3 x hidden.
-        key_value: width of keys (and of values); default hidden.
+        attention: heads x head width, which SDPA repeats keys and values to; default hidden.
         autocast: bf16 or fp16 mixed precision: half-precision activations and copies of weights.
         triton: whether TRL's head runs its Triton kernel (CUDA): one tile of logits, not nine.
         reward_parameters: of the reward models held on the device.
@@ -132,11 +133,12 @@ def estimate(
     tokens = rows * length
     element = 3 if autocast and size == 4 else size  # norms and residuals stay in float32
     wide = intermediate or 3 * hidden
-    per_layer = 8 * hidden + 2 * (key_value or hidden) + 4 * wide
+    per_layer = 6 * hidden + 4 * (attention or hidden) + 4 * wide + length
+    # Beside what is kept, one layer's gradients are alive during the backward pass.
     if checkpointing:
-        kept = (layers * hidden + per_layer) * tokens * element
+        kept = (layers * hidden + 2 * per_layer) * tokens * element
     else:
-        kept = layers * per_layer * tokens * element
+        kept = (layers + 1) * per_layer * tokens * element
     copies = parameters * 2 if autocast and size == 4 else 0  # autocast caches weights in 2 bytes
     activations = kept + copies
     own = stage == "ppo" and critic == "separate"
@@ -199,7 +201,7 @@ def from_config(
         reference,
         critic,
         intermediate=getattr(text, "intermediate_size", None) or _ungated(text),
-        key_value=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        attention=heads * width,
         autocast=autocast,
         triton=torch.cuda.is_available() if triton is None else triton,
         reward_parameters=reward_parameters,
