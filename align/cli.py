@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +50,8 @@ def run_stage(
     from align.run import open_run
 
     loaded = load_config(STAGES[stage], config, overrides)
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _interrupt)  # while training, `StopSignals` takes over
     module = importlib.import_module(f"align.stages.{stage}")
     with open_run(loaded, resume=resume, dry_run=dry_run) as run:
         module.run(loaded, run, resume=resume, dry_run=dry_run)
@@ -152,8 +157,10 @@ def generate(
     quiet_libraries()
     from align.generate import Decoding, run_generate
     from align.prompts import read_prompts
+    from align.stages.preflight import check_model
 
     stdin = None if sys.stdin.isatty() else sys.stdin
+    check_model("MODEL", model)
     given, columns = read_prompts([p for p in prompts or [] if p != "-"], file, stdin)
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
@@ -231,6 +238,11 @@ def doctor() -> None:
 def version() -> None:
     """Print Align's version."""
     print(__version__)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM before or after training ends a command as Ctrl-C does, its status written."""
+    raise KeyboardInterrupt
 
 
 def quiet_libraries() -> None:

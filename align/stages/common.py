@@ -30,7 +30,7 @@ from align.engine.guards.base import Batch, Guard
 from align.engine.guards.ewc import EWC, LossFn, estimate_fisher, load_fisher, save_fisher
 from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
 from align.engine.tokenizer import load_tokenizer
-from align.errors import ConfigError, Interrupted, Problem
+from align.errors import ConfigError, Interrupted, MissingDependencyError, Problem
 from align.run import Run, fingerprint, write_json
 
 console = Console(stderr=True)
@@ -77,7 +77,9 @@ def trainer_args(config: TrainingStage, run: Run, **defaults: Any) -> Any:
     }
     try:
         return cls(**(values | fixed))
-    except (ValueError, TypeError) as error:
+    except ImportError as error:
+        raise MissingDependencyError(f"{cls.__name__} needs a package: {error}") from error
+    except (ValueError, TypeError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([Problem("trainer", f"{cls.__name__} refuses it: {error}.")]) from error

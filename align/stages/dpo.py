@@ -7,6 +7,7 @@ log-probability is reported: DPO can win its margin while making both answers le
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ from align.engine.head import completion_logprobs
 from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
 from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import DPOTrainer
-from align.errors import ModelError
+from align.errors import ConfigError, ModelError, Problem
 from align.run import Run, fingerprint, read_jsonl
 from align.stages.common import (
     build_guards,
@@ -35,8 +36,26 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.preflight import build_trainer, check_start, loading
 from align.stages.sft import sequence_nll
 
+LOSS_TYPES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
 TOLERANCE = 1e-3  # nats per token between policy and reference at step 0, in float32
 
 
@@ -47,7 +66,9 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
+    check_start(config)
     args = trainer_args(config, run, eval_strategy="epoch")
+    check_losses(args.loss_type)
     tokenizer = open_tokenizer(config.model)
     data = load_data(
         config,
@@ -62,7 +83,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if dry_run:
         dry_report(config, run, args)
         return
-    model = load_causal_lm(config.model.path, **model_kwargs(config.model))
+    with loading(config.model.path):
+        model = load_causal_lm(config.model.path, **model_kwargs(config.model))
     match_embeddings(model, tokenizer)
     disable_dropout(model)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
@@ -79,7 +101,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
-    trainer = DPOTrainer(
+    trainer = build_trainer(
+        DPOTrainer,
         model=model,
         ref_model=reference,
         args=args,
@@ -98,6 +121,20 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         results["validation"] = trainer.evaluate()
     save_model(trainer.model, tokenizer, run.model)
     run.finish(**results)
+
+
+def check_losses(names: list[str]) -> None:
+    """TRL looks a loss type up in the first step, after everything is loaded; here it is first.
+
+    Raises:
+        ConfigError: a name that TRL does not know.
+    """
+    unknown = [name for name in names if name not in LOSS_TYPES]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], LOSS_TYPES, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"use {', '.join(LOSS_TYPES)}."
+        what = f"{unknown[0]!r} is no loss type."
+        raise ConfigError([Problem("trainer.loss_type", what, fix)])
 
 
 def check_margin(trainer: Any) -> float:

@@ -29,13 +29,15 @@ def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
     from align.stages.common import console
 
     stage = cast(Literal["sft", "reward", "dpo", "ppo"], config.stage)
-    task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
-    adapter = peft_config(config.peft.method, config.peft.kwargs, task) if config.peft else None
+    # Counted on a language model, whose size a classifier's hardly differs from.
+    peft = config.peft
+    adapter = peft_config(peft.method, peft.kwargs, "CAUSAL_LM") if peft else None
     estimate = from_config(
         config.model.path,
         stage,
         args.per_device_train_batch_size,
         getattr(args, "max_length", None) or context_of(config.model.path) or 1024,
+        dtype="float32" if config.model.dtype == "auto" else config.model.dtype,
         adapter=adapter,
         frozen=config.model.freeze or None,
         checkpointing=bool(args.gradient_checkpointing),

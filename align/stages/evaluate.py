@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.config.sections import DataSection, JudgeSection, RolloutSection
+from align.config.sections import DataSection, EvaluateSection, JudgeSection, RolloutSection
 from align.config.stages import EvaluateStage
 from align.data import load_splits
 from align.engine.models import load_policy
@@ -23,6 +23,7 @@ from align.evaluate.reward_model import RewardModelReport, evaluate_reward_model
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, fingerprint
 from align.stages.common import console
+from align.stages.preflight import is_classifier, is_local, model_fault
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
 from reward.model import RewardModel
@@ -35,7 +36,7 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
         AlignError: bad input of any kind, before a model loads wherever that is possible.
     """
     settings = config.evaluate
-    check_models(settings.models, config.judge)
+    check_models(settings, config.judge)
     splits = load_splits(config.data, "prompts", quarantine=run.path / "quarantine.jsonl")
     rows = splits.test or splits.validation or splits.train
     rows = rows.select(range(min(settings.prompts, len(rows))))
@@ -135,24 +136,41 @@ class LazyModels(Mapping[str, Sampler]):
         return metrics
 
 
-def check_models(models: Mapping[str, str], judge: JudgeSection) -> None:
-    """At least one model, all of them there, and exactly one judge.
+def check_models(settings: EvaluateSection, judge: JudgeSection) -> None:
+    """At least one model, all of them there, exactly one judge, and no half a measurement.
 
     Raises:
         ConfigError: with every problem found.
     """
     problems = []
+    models = settings.models
     if not models:
         problems.append(Problem("evaluate.models", "is empty.", "add `name: directory` lines."))
+    named = {f"evaluate.models.{name}": path for name, path in models.items()}
+    others = {
+        "evaluate.reference": settings.reference,
+        "evaluate.reward_model": settings.reward_model,
+        "judge.path": judge.path,
+    }
+    named |= {where: path for where, path in others.items() if path is not None}
+    for where, path in named.items():
+        fault = model_fault(path)
+        if fault:
+            problems.append(Problem(where, f"{path} {fault[0]}", fault[1]))
     for name, path in models.items():
-        place = Path(path)
-        local = place.is_absolute() or path.startswith((".", "runs/")) or place.exists()
-        if local and not any((place / f).is_file() for f in ("config.json", "adapter_config.json")):
-            problems.append(
-                Problem(f"evaluate.models.{name}", f"{path} holds no model.", "check the path.")
-            )
+        if is_classifier(path):
+            what = f"{path} is a reward model and cannot write answers."
+            problems.append(Problem(f"evaluate.models.{name}", what, "name a policy."))
     if (judge.path is None) == (judge.function is None):
-        problems.append(Problem("judge", "needs exactly one of `path` and `function`."))
+        what = "names both `path` and `function`." if judge.path else "names nothing."
+        fix = "set exactly one of `path` (a reward model) and `function` (module:function)."
+        problems.append(Problem("judge", what, fix))
+    if (settings.reward_model is None) != (settings.preferences is None):
+        what = "reward_model and preferences belong together: the one is measured on the other."
+        problems.append(Problem("evaluate", what, "set both, or neither."))
+    preferences = settings.preferences
+    if preferences and is_local(preferences) and not Path(preferences).exists():
+        problems.append(Problem("evaluate.preferences", f"{preferences} does not exist."))
     if problems:
         raise ConfigError(problems)
 

@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from align.config.sections import RewardSourceSection, RolloutSection
+from align.config.sections import (
+    PeftSection,
+    RewardSourceSection,
+    RolloutSection,
+    ValueSection,
+)
 from align.config.stages import PPOStage
+from align.data import Splits
 from align.engine.guards.base import Batch
 from align.engine.models import freeze, load_policy, peft_config
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError, DataError, Problem
 from align.ppo.actor_critic import ActorCritic, build_actor_critic
 from align.ppo.rewards import reward_scorer
 from align.ppo.trainer import PPOTrainer
 from align.rollout.transformers import TransformersSampler
-from align.run import Run, append_jsonl, fingerprint
+from align.run import Run, append_jsonl, fingerprint, read_jsonl
 from align.stages.common import (
     build_guards,
     load_data,
@@ -29,6 +35,15 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.preflight import (
+    VIRTUAL_TOKENS,
+    build_trainer,
+    check_start,
+    gather,
+    is_classifier,
+    loading,
+    model_fault,
+)
 from align.stages.sft import sequence_nll, sft_examples
 from align.types import RewardFn, Rollout
 from reward.functions import load_reward_function, reward_name
@@ -42,24 +57,28 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         AlignError: bad input of any kind, before the policy loads wherever that is possible.
     """
     seed_everything(config.run.seed)
-    args = trainer_args(config, run)
-    check_sampling(config.rollout)
-    check_rewards(config.reward)
-    tokenizer = open_tokenizer(config.model)
     context = context_of(config.model.path)
-    room = None if context is None else context - config.rollout.max_new_tokens
-    data = load_data(config, "prompts", run, tokenizer, max_length=room, context=context)
+    args, *_ = gather(
+        lambda: trainer_args(config, run),
+        lambda: check_sampling(config.rollout, context),
+        lambda: check_rewards(config.reward),
+        lambda: check_value(config.value, config.peft),
+    )
+    check_start(config)
+    tokenizer = open_tokenizer(config.model)
+    data = load_prompts(config, run, tokenizer, context)
     if dry_run:
         dry_report(config, run, args)
         return
     rewards = [(*open_reward(section), section.weight) for section in config.reward]
-    policy, reference, _ = load_policy(
-        config.model.path,
-        tokenizer=config.model.tokenizer,
-        chat_template=config.model.chat_template,
-        with_reference=config.peft is None,
-        **model_kwargs(config.model),
-    )
+    with loading(config.model.path):
+        policy, reference, _ = load_policy(
+            config.model.path,
+            tokenizer=config.model.tokenizer,
+            chat_template=config.model.chat_template,
+            with_reference=config.peft is None,
+            **model_kwargs(config.model),
+        )
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     for section in config.reward:
         if section.path:
@@ -69,7 +88,7 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         import peft
 
         adapter = peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM")
-        policy = peft.get_peft_model(policy, adapter)  # type: ignore[assignment]
+        policy = build_trainer(peft.get_peft_model, model=policy, peft_config=adapter)
     model = build_actor_critic(policy, backbone=config.value.backbone, init=config.value.init)
     guards = build_guards(
         config.guards,
@@ -86,7 +105,8 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         temperature=config.rollout.temperature,
         batch_size=config.rollout.batch_size,
     )
-    trainer = PPOTrainer(
+    trainer = build_trainer(
+        PPOTrainer,
         model=model,
         reference=reference,
         args=args,
@@ -98,22 +118,52 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         guards=guards,
     )
     held_out = data.validation if data.validation is not None else data.train
-    before = None if resume else show_samples(sampler, held_out, rewards)
+    if not (resume and read_jsonl(run.path / "samples.jsonl")):
+        write_samples(run, "before", show_samples(sampler, held_out, rewards))
     train(trainer, config, run, resume=resume)
-    after = show_samples(sampler, held_out, rewards)
-    write_samples(run, before, after)
+    write_samples(run, "after", show_samples(sampler, held_out, rewards))
     save_model(policy, tokenizer, run.model)
     model.save_value(run.path / "value")
     run.finish(steps=trainer.state.global_step, updates=trainer.loader.update)
 
 
-def check_sampling(rollout: RolloutSection) -> None:
+def load_prompts(
+    config: PPOStage, run: Run, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> Splits:
+    """The prompts that leave room for an answer in the model's context.
+
+    Raises:
+        DataError: see `load_data`.
+    """
+    answer = config.rollout.max_new_tokens
+    room = None if context is None else context - answer
+    try:
+        return load_data(config, "prompts", run, tokenizer, max_length=room, context=context)
+    except DataError as error:
+        if "overlong" not in str(error):
+            raise
+        raise DataError(
+            f"{error} For PPO that length is the model's context of {context} less "
+            f"rollout.max_new_tokens={answer}, which can be lowered."
+        ) from error
+
+
+def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
     """Truncated sampling biases the policy gradient unless it is corrected.
 
     Raises:
-        ConfigError: top-p or top-k is on.
+        ConfigError: top-p or top-k is on, or answers would fill the model's whole context.
     """
     problems = []
+    if context is not None and rollout.max_new_tokens >= context:
+        problems.append(
+            Problem(
+                "rollout.max_new_tokens",
+                f"{rollout.max_new_tokens} leaves no room for a prompt in the model's context of "
+                f"{context}.",
+                "lower it.",
+            )
+        )
     if rollout.top_p < 1:
         problems.append(
             Problem(
@@ -135,10 +185,11 @@ def check_sampling(rollout: RolloutSection) -> None:
 
 
 def check_rewards(sections: list[RewardSourceSection]) -> None:
-    """Every reward names one thing, and reward models carry their statistics.
+    """Every reward names one thing, reward models carry their statistics, functions import.
 
     Raises:
         ConfigError: with every problem found, before any weights are read.
+        RewardError: a function cannot be imported.
     """
     problems = []
     for index, section in enumerate(sections):
@@ -149,14 +200,10 @@ def check_rewards(sections: list[RewardSourceSection]) -> None:
             continue
         if section.path is None:
             continue
-        if not (Path(section.path) / "config.json").is_file() and Path(section.path).exists():
-            problems.append(
-                Problem(
-                    f"{where}.path",
-                    f"{section.path} holds no model.",
-                    "give the `model/` folder of an `align reward` run.",
-                )
-            )
+        fault = model_fault(section.path)
+        if fault:
+            what = f"no reward model: {section.path} {fault[0]}"
+            problems.append(Problem(f"{where}.path", what, fault[1]))
             continue
         try:
             saved = AutoConfig.from_pretrained(section.path)
@@ -177,6 +224,33 @@ def check_rewards(sections: list[RewardSourceSection]) -> None:
                     "train it with `align reward`, which saves them, or set normalise: false.",
                 )
             )
+    if problems:
+        raise ConfigError(problems)
+    for section in sections:
+        if section.function:
+            load_reward_function(section.function)
+
+
+def check_value(value: ValueSection, peft: PeftSection | None) -> None:
+    """The critic can start from what `value.init` names.
+
+    Raises:
+        ConfigError: it is no reward model, or its backbone would have to be the policy's.
+    """
+    problems = []
+    if value.init != "zero":
+        fault = model_fault(value.init)
+        if fault:
+            problems.append(Problem("value.init", f"{value.init} {fault[0]}", fault[1]))
+        elif Path(value.init).exists() and not is_classifier(value.init):
+            what = f"{value.init} is no reward model, so it has no head to start from."
+            problems.append(Problem("value.init", what, "name an `align reward` run's model/."))
+        if value.backbone == "shared":
+            what = "a reward model's head needs its own backbone, but `shared` reads the policy's."
+            problems.append(Problem("value.backbone", what, "use separate, or value.init=zero."))
+    if value.backbone == "shared" and peft is not None and peft.method in VIRTUAL_TOKENS:
+        what = f"`shared` cannot see the virtual tokens of {peft.method}."
+        problems.append(Problem("value.backbone", what, "use separate."))
     if problems:
         raise ConfigError(problems)
 
@@ -212,17 +286,20 @@ def show_samples(
     return rollout, reward_scorer(rewards)(rollout)[0]
 
 
-def write_samples(
-    run: Run, before: tuple[Rollout, list[float]] | None, after: tuple[Rollout, list[float]]
-) -> None:
-    """Keep completions before and after training for the report."""
-    for row, prompt in enumerate(after[0].prompts):
-        shown = {"after": after} if before is None else {"before": before, "after": after}
-        append_jsonl(
-            run.path / "samples.jsonl",
-            {
-                "prompt": prompt,
-                "completions": {name: part[0].completions[row] for name, part in shown.items()},
-                "scores": {name: part[1][row] for name, part in shown.items()},
-            },
-        )
+def write_samples(run: Run, name: str, shown: tuple[Rollout, list[float]]) -> None:
+    """Keep completions for the report, under a name beside those that are there.
+
+    What was written before training outlives an interruption: a resumed run adds to it.
+    """
+    file = run.path / "samples.jsonl"
+    kept = read_jsonl(file)
+    rollout, scores = shown
+    file.unlink(missing_ok=True)
+    for row, prompt in enumerate(rollout.prompts):
+        old = kept[row] if row < len(kept) else {"completions": {}, "scores": {}}
+        line = {
+            "prompt": prompt,
+            "completions": old["completions"] | {name: rollout.completions[row]},
+            "scores": old["scores"] | {name: scores[row]},
+        }
+        append_jsonl(file, line)

@@ -17,8 +17,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from align.config.sections import DataSection, NormalisationSection
 from align.config.stages import RewardStage
 from align.data import load_splits
+from align.data.tokens import encode_prompt
 from align.engine.guards.base import Batch
-from align.engine.models import freeze, load_policy, load_reward_start, peft_config
+from align.engine.models import check_finite, freeze, load_policy, load_reward_start, peft_config
 from align.engine.trainers import RewardTrainer
 from align.errors import ConfigError, Problem
 from align.evaluate.reward_model import evaluate_reward_model
@@ -35,6 +36,7 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.preflight import build_trainer, check_model, check_start, loading
 from reward.model import RewardModel, fit_normalisation, write_normalisation
 from reward.score import encode_answer, pool_scores
 
@@ -46,9 +48,11 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
+    check_start(config)
     args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5)
     tokenizer = open_tokenizer(config.model)
     policy = normalisation_policy(config)
+    check_model("normalisation.policy", policy)
     data = load_data(
         config,
         "preference",
@@ -59,12 +63,17 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     )
     if data.validation is None:
         args.eval_strategy = "no"
+    prompts = normalisation_prompts(
+        (data.validation or data.train)["prompt"], tokenizer, policy, config.normalisation
+    )
     if dry_run:
         dry_report(config, run, args)
         return
-    model = load_reward_start(
-        config.model.path, tokenizer, seed=config.run.seed, dtype=config.model.dtype
-    )
+    with loading(config.model.path):
+        model = load_reward_start(
+            config.model.path, tokenizer, seed=config.run.seed, dtype=config.model.dtype
+        )
+    check_finite(model, config.model.path)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     freeze(model, config.model.freeze)
     guards = build_guards(
@@ -77,7 +86,8 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "SEQ_CLS") if config.peft else None
     )
-    trainer = RewardTrainer(
+    trainer = build_trainer(
+        RewardTrainer,
         model=model,
         args=args,
         train_dataset=data.train,
@@ -88,7 +98,6 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     )
     train(trainer, config, run, resume=resume)
     trained = merged(trainer.model)
-    prompts = (data.validation or data.train)["prompt"]
     normalise(trained, tokenizer, policy, config.normalisation, prompts, run)
     save_model(trained, tokenizer, run.model)
     results: dict[str, Any] = {"steps": trainer.state.global_step}
@@ -128,6 +137,28 @@ def normalisation_policy(config: RewardStage) -> str:
     return config.model.path
 
 
+def normalisation_prompts(
+    prompts: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: str,
+    settings: NormalisationSection,
+) -> list[Any]:
+    """Prompts that leave the policy room to answer: found before training, not hours later.
+
+    Raises:
+        ConfigError: no prompt leaves `normalisation.max_new_tokens` in the policy's context.
+    """
+    context = context_of(policy)
+    room = None if context is None else context - settings.max_new_tokens
+    kept = [p for p in prompts if room is None or len(encode_prompt(p, tokenizer)) <= room]
+    if not kept:
+        what = (
+            f"{settings.max_new_tokens} leaves no prompt room in {policy}'s context of {context}."
+        )
+        raise ConfigError([Problem("normalisation.max_new_tokens", what, "lower it.")])
+    return kept
+
+
 def normalise(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -149,6 +180,7 @@ def normalise(
         seed=run.record["seed"],
     )
     chosen = [prompts[i % len(prompts)] for i in range(settings.prompts)]
+    (run.path / "samples.jsonl").unlink(missing_ok=True)  # of a run that ended right here
     rollout = sampler(chosen)
     scores = RewardModel(model, tokenizer).score(rollout.prompts, rollout.completions)
     statistics = fit_normalisation(scores, policy_path)

@@ -28,6 +28,7 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.preflight import build_trainer, check_start, loading
 
 
 def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
@@ -37,6 +38,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
+    check_start(config)
     args = trainer_args(config, run, eval_strategy="epoch")
     tokenizer = open_tokenizer(config.model)
     # Packing that splits documents keeps long ones; everything else drops what does not fit.
@@ -49,7 +51,8 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if dry_run:
         dry_report(config, run, args)
         return
-    model = load_causal_lm(config.model.path, **model_kwargs(config.model))
+    with loading(config.model.path):
+        model = load_causal_lm(config.model.path, **model_kwargs(config.model))
     match_embeddings(model, tokenizer)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     freeze(model, config.model.freeze)
@@ -66,7 +69,8 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     # TRL tokenises what its constructor is given: the test rows pass through it too.
     parts = {"validation": data.validation, "test": data.test}
     held_out = {name: part for name, part in parts.items() if part is not None} or None
-    trainer = SFTTrainer(
+    trainer = build_trainer(
+        SFTTrainer,
         model=model,
         args=args,
         train_dataset=data.train,

@@ -1,0 +1,302 @@
+"""What can be refused before weights are read: paths, adapters, guards, missing packages.
+
+A misspelt path must not cost the hours it takes to get to it. Everything here looks at files'
+names and headers only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from align.config.sections import GuardSection, PeftSection
+from align.config.stages import TrainingStage
+from align.engine.models import peft_config
+from align.errors import (
+    AlignError,
+    ConfigError,
+    MissingDependencyError,
+    ModelError,
+    Problem,
+)
+
+VIRTUAL_TOKENS = ("prefix_tuning", "prompt_tuning", "p_tuning")
+TRACKERS = ("wandb", "mlflow", "trackio")
+
+
+def check_start(config: TrainingStage) -> None:
+    """Refuse what every training stage can refuse at once.
+
+    Raises:
+        ConfigError: adapters or guards that cannot work, with every problem found.
+        MissingDependencyError: a tracker that is not installed.
+        ModelError: the model's directory is missing or damaged.
+    """
+    gather(
+        lambda: check_peft(config.peft, config.stage),
+        lambda: check_guards(config.guards, config.peft, config.stage),
+    )
+    for name in config.tracking.report_to:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise MissingDependencyError(
+                f"tracking.report_to: {name} is not installed. Fix: pip install {name}, or "
+                "'align-rlhf[tracking]' for all of them."
+            )
+    check_model("model.path", config.model.path, policy=config.stage != "reward")
+
+
+def gather(*checks: Callable[[], Any]) -> list[Any]:
+    """Run every check and report the problems of all together; returns what they returned.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    results: list[Any] = []
+    problems: list[Problem] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return results
+
+
+def check_model(where: str, path: str, *, policy: bool = True) -> None:
+    """Refuse a model directory that is missing, empty, cut short or of another kind.
+
+    Args:
+        where: the key that names it.
+        path: a directory; what looks like a hub id passes.
+        policy: it has to write text, so a reward model is refused.
+
+    Raises:
+        ModelError: with what is there and what was expected.
+    """
+    fault = model_fault(path)
+    if fault is None and policy and is_classifier(path):
+        fault = (
+            "is a reward model (a sequence classifier): its language-model head is gone.",
+            "name the policy it was trained from.",
+        )
+    if fault:
+        raise ModelError(f"{where}: {path or repr(path)} {fault[0]} Fix: {fault[1]}")
+
+
+def model_fault(path: str) -> tuple[str, str] | None:
+    """What is wrong with a model's directory and how to mend it; None: a good one, or a hub id."""
+    place = Path(path)
+    if not path or not place.exists():
+        return _missing(path) if not path or is_local(path) else None
+    if place.is_file():
+        return "is a file.", "name the model's directory."
+    if (place / "adapter_config.json").is_file():
+        wanted = "adapter_model"
+    elif (place / "config.json").is_file():
+        wanted = "model"
+    elif (place / "model" / "config.json").is_file():
+        return "is a run, not a model.", f"name {place / 'model'}."
+    else:
+        held = ", ".join(sorted(item.name for item in place.iterdir())[:6]) or "nothing"
+        return (
+            f"holds no model: there is no config.json (it holds {held}).",
+            "name a directory that save_pretrained wrote, such as the model/ folder of a run.",
+        )
+    return _config_fault(place) or _weights_fault(place, wanted)
+
+
+def _missing(path: str) -> tuple[str, str]:
+    if not path:
+        return "is empty.", "name a model's directory or a hub id."
+    folder, wanted = Path(path).parent, Path(path).name
+    while not folder.is_dir() and folder != folder.parent:
+        folder, wanted = folder.parent, folder.name
+    names = [item.name for item in folder.iterdir() if item.is_dir()]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    return "does not exist.", f"did you mean {folder / near[0]}?" if near else "check the path."
+
+
+def _config_fault(place: Path) -> tuple[str, str] | None:
+    for name in ("config.json", "adapter_config.json"):
+        file = place / name
+        if not file.is_file():
+            continue
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return f"has a damaged {name} ({error}).", "fetch or save the model again."
+    return None
+
+
+def _weights_fault(place: Path, stem: str) -> tuple[str, str] | None:
+    again = "fetch or save the model again; an interrupted copy leaves such files."
+    files = sorted(place.glob(f"{stem}*.safetensors"))
+    if not files and not any(place.glob("*.bin")):
+        return "holds no weights: *.safetensors is expected.", again
+    index = place / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        absent = sorted(named - {file.name for file in files})
+        if absent:
+            return f"lacks {', '.join(absent[:3])}, which its index lists.", again
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # reads the header, compares the file's size
+                pass
+        except SafetensorError as error:
+            return (
+                f"has damaged weights: {file.name} is cut short or no safetensors ({error}).",
+                again,
+            )
+    return None
+
+
+def is_local(path: str) -> bool:
+    """Whether a model's name can only be, or most likely is, a path rather than a hub id."""
+    place = Path(path)
+    return (
+        place.is_absolute()
+        or path.startswith((".", "~"))
+        or path.count("/") > 1
+        or ("/" in path and place.parent.is_dir())
+    )
+
+
+def is_classifier(path: str) -> bool:
+    """Whether a local model's configuration says that it is a sequence classifier."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return False
+    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    return any("SequenceClassification" in name for name in names)
+
+
+def check_peft(section: PeftSection | None, stage: str) -> None:
+    """Refuse adapters that PEFT or the stage would refuse once everything is loaded.
+
+    Raises:
+        ConfigError: missing or unfit `peft.kwargs`, or a method that the stage cannot start from.
+    """
+    if section is None:
+        return
+    virtual = section.method in VIRTUAL_TOKENS
+    problems = []
+    if virtual and not section.kwargs.get("num_virtual_tokens"):
+        problems.append(
+            Problem(
+                "peft.kwargs",
+                f"{section.method} needs num_virtual_tokens.",
+                "for example peft.kwargs={num_virtual_tokens: 16}.",
+            )
+        )
+    if virtual and stage == "dpo":
+        problems.append(
+            Problem(
+                "peft.method",
+                f"{section.method} changes the policy before the first step, so that DPO's margin "
+                "would not start at 0.",
+                "use lora, which starts as the identity.",
+            )
+        )
+    rank = section.kwargs.get("r")
+    if isinstance(rank, int) and rank < 1:
+        problems.append(Problem("peft.kwargs.r", f"{rank} is not at least 1."))
+    if not problems:
+        try:
+            peft_config(section.method, section.kwargs, "CAUSAL_LM")
+        except (ModelError, ValueError) as error:
+            problems.append(Problem("peft.kwargs", f"{section.method} refuses them: {error}"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, stage: str) -> None:
+    """Refuse guards without a source, with a missing one, or that adapters leave nothing to do.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = []
+    for index, section in enumerate(sections):
+        where = f"guards.{index}"
+        if (section.data is None) == (section.artefact is None):
+            what = "neither" if section.data is None else "both"
+            problems.append(
+                Problem(
+                    where,
+                    f"{section.type} has {what} of data and artefact.",
+                    "set `data` to what must not be forgotten, or `artefact` to a Fisher.",
+                )
+            )
+        for key, path in (("data", section.data), ("artefact", section.artefact)):
+            if path and is_local(path) and not Path(path).exists():
+                problems.append(Problem(f"{where}.{key}", f"{path} does not exist."))
+        if section.artefact and not Path(section.artefact).is_file():
+            text = f"{section.artefact} is no file."
+            if not any(p.where == f"{where}.artefact" for p in problems):
+                problems.append(Problem(f"{where}.artefact", text, "name a fisher-*.safetensors."))
+        if peft is not None and stage != "ppo":
+            problems.append(
+                Problem(
+                    where,
+                    f"{section.type} holds whole weights in place, but peft trains adapters only.",
+                    "remove the guard (the base weights stay as they are), or remove peft.",
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def loading(path: str) -> Iterator[None]:
+    """Turn what libraries raise while weights load into an error that names the model.
+
+    Raises:
+        ModelError: weights of another shape than the configuration says, or damaged ones.
+        MissingDependencyError: a kernel or quantiser that is not installed.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingDependencyError(
+            f"loading {path} needs a package that is not installed: {reason} Fix: install it, or "
+            "change model.attn_implementation or model.quantization."
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatched_sizes" not in str(error):
+            raise
+        reason = "its weights do not fit its config.json"
+        if isinstance(error, SafetensorError):
+            reason = f"its weights are damaged: {error}"
+        raise ModelError(
+            f"cannot load a model from {path}: {reason}. Fix: fetch or save the model again."
+        ) from error
+
+
+def build_trainer(trainer_class: Callable[..., Any], **kwargs: Any) -> Any:
+    """Construct a trainer; what TRL, transformers or PEFT refuse by value is the configuration's.
+
+    Raises:
+        ConfigError: with the library's own reason.
+        MissingDependencyError: an option that needs a package which is not installed.
+    """
+    name = getattr(trainer_class, "__name__", "the trainer")
+    try:
+        return trainer_class(**kwargs)
+    except AlignError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} needs a package: {error}") from error
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError([Problem("trainer, peft", f"{name} refuses them: {error}")]) from error
