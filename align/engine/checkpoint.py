@@ -24,6 +24,8 @@ from align.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
 STATE = "align_state.pt"
+# What safetensors says, with the system's message inside, and torch.save, without it.
+DISK_FULL = ("no space left", "iostream error", "inline_container.cc")
 
 
 class CheckpointCallback(TrainerCallback):
@@ -149,8 +151,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        # safetensors and torch raise their own types with the system's message inside
-        if full or "no space left" in str(error).lower():
+        if full or any(sign in str(error).lower() for sign in DISK_FULL):
             free = shutil.disk_usage(path).free / 2**30
             raise CheckpointError(
                 f"the disk that holds {path} is full ({free:.2f} GiB free). Earlier complete "
