@@ -13,14 +13,11 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
-    MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
-from align.rollout.transformers import end_ids
+from align.rollout.transformers import build_warpers, end_ids
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to
 
@@ -48,7 +45,7 @@ class ReplyStream:
     def __iter__(self) -> Iterator[str]:
         cache = DynamicCache(config=self.model.config)
         ends = set(end_ids(self.model, self.tokenizer))
-        warpers = self._warpers()
+        warpers = build_warpers(self.top_k, self.top_p, self.min_p)
         step = torch.tensor([self.prompt_ids], device=self.model.device)  # (1, tokens to compute)
         while len(self.tokens) < self.max_new_tokens and not self.finished:
             token = self._next(step, cache, warpers)
@@ -70,13 +67,3 @@ class ReplyStream:
             return int(logits.argmax())
         warped = warpers(step, logits / self.temperature)  # type: ignore[arg-type]
         return int(torch.multinomial(warped.softmax(-1), 1, generator=self.generator))
-
-    def _warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList()
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        if self.min_p > 0.0:
-            warpers.append(MinPLogitsWarper(self.min_p))
-        return warpers

@@ -122,7 +122,7 @@ class TransformersSampler:
         running = torch.arange(rows, device=ids.device)  # rows of the output still decoded
         alive = torch.ones(rows, dtype=torch.bool, device=ids.device)
         ends = torch.tensor(end_ids(self.policy, self.tokenizer), device=ids.device)
-        warpers = self._warpers()
+        warpers = build_warpers(self.top_k, self.top_p, self.min_p)
         for step in range(width):
             scaled = logits.float() / (self.temperature or 1.0)
             barred = ends if step < self.min_new_tokens else ends[:0]
@@ -165,16 +165,6 @@ class TransformersSampler:
         warped = warpers(None, scaled) if warpers else scaled  # type: ignore[arg-type]
         return torch.multinomial(warped.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
-    def _warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList()
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        if self.min_p > 0.0:
-            warpers.append(MinPLogitsWarper(self.min_p))
-        return warpers
-
     def _assemble(
         self,
         prompts: list[Text],
@@ -216,6 +206,18 @@ class TransformersSampler:
             },
             temperature=self.temperature or 1.0,
         )
+
+
+def build_warpers(top_k: int, top_p: float, min_p: float) -> LogitsProcessorList:
+    """What truncates a distribution before drawing; empty when all are off."""
+    warpers = LogitsProcessorList()
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p > 0.0:
+        warpers.append(MinPLogitsWarper(min_p))
+    return warpers
 
 
 def like(prompt: Text, text: str) -> Text:
