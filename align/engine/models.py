@@ -103,14 +103,46 @@ def load_causal_lm(
         kwargs["quantization_config"] = quantization_config(quantization)
     try:
         if (Path(path) / "adapter_config.json").is_file():
-            adapted = peft.AutoPeftModelForCausalLM.from_pretrained(str(path), **kwargs)
-            model = adapted.merge_and_unload()
-            model.config._name_or_path = str(path)
+            model = _load_adapted(path, dtype, attn_implementation, quantization, trust_remote_code)
         else:
             model = AutoModelForCausalLM.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(_not_loadable(path, error)) from error
     check_finite(model, path)
+    return model
+
+
+def _load_adapted(
+    path: str | Path,
+    dtype: str,
+    attn_implementation: str | None,
+    quantization: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """An adapter's directory, merged into its base; the base may be another adapter's.
+
+    transformers would load such a base without merging it, and PEFT would put the second adapter
+    on the wrong layers without a word.
+    """
+    settings = peft.PeftConfig.from_pretrained(str(path))
+    if settings.is_prompt_learning:
+        raise ModelError(
+            f"{path} holds {settings.peft_type.value.lower()}, whose virtual tokens cannot be "
+            "merged into a model. Fix: start from its base model, or train LoRA."
+        )
+    base = load_causal_lm(
+        str(settings.base_model_name_or_path),
+        dtype=dtype,
+        revision=settings.revision,
+        attn_implementation=attn_implementation,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+    if (Path(path) / "tokenizer_config.json").is_file():
+        match_embeddings(base, load_tokenizer(path, trust_remote_code=trust_remote_code))
+    model = peft.PeftModel.from_pretrained(base, str(path)).merge_and_unload()
+    # PEFT reads the attribute when it notes what a further adapter stands on.
+    model.config._name_or_path = model.name_or_path = str(path)
     return model
 
 
@@ -125,11 +157,18 @@ def load_reward_start(
         ModelError: nothing loadable is there.
     """
     try:
-        config = AutoConfig.from_pretrained(str(path))
-        trained = any("SequenceClassification" in name for name in config.architectures or [])
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(path), num_labels=1, dtype=resolve_dtype(dtype)
-        )
+        if (Path(path) / "adapter_config.json").is_file():
+            policy, trained = load_causal_lm(path, dtype=dtype), False
+            config = copy.deepcopy(policy.config)
+            config.num_labels = 1
+            model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+            model.base_model.load_state_dict(policy.base_model.state_dict())
+        else:
+            config = AutoConfig.from_pretrained(str(path))
+            trained = any("SequenceClassification" in name for name in config.architectures or [])
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(path), num_labels=1, dtype=resolve_dtype(dtype)
+            )
     except (OSError, ValueError) as error:
         raise ModelError(_not_loadable(path, error)) from error
     match_embeddings(model, tokenizer)
