@@ -17,32 +17,28 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from align import __version__
 from align.config.stages import StageConfig
 from align.errors import Interrupted, RunError
+from align.provenance import describe_device, git_state, versions
 
 # What a run holds that failed before its first step.
 BEFORE_TRAINING = {"run.json", "run.lock", "config.yaml", "data_card.json", "quarantine.jsonl"}
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
 class Run:
@@ -136,7 +132,9 @@ def open_run(
             f"cannot create the run directory {path}: {error.strerror}. Fix: set run.dir to a "
             "folder you may write to."
         ) from error
-    with _locked(path):
+    from align.engine.checkpoint import disk_errors  # imports transformers; `align report` need not
+
+    with disk_errors(path), _locked(path):
         run = Run(path, config.stage)
         resolved = config.model_dump(mode="json") | {"stage": config.stage}
         _prepare(run, resolved, resume=resume, overwrite=config.run.overwrite)
@@ -153,14 +151,19 @@ def open_run(
         try:
             yield run
         except (KeyboardInterrupt, Interrupted) as error:
-            run.update(status="interrupted", finished=now(), error=str(error) or "interrupted")
+            _end(run, status="interrupted", error=str(error) or "interrupted")
             raise
         except BaseException as error:
-            kind = type(error).__name__
-            run.update(status="failed", finished=now(), error=f"{kind}: {error}")
+            _end(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         else:
             run.update(status="completed", finished=now())
+
+
+def _end(run: Run, **values: Any) -> None:
+    """Write how a run ended; a full disk must not hide why."""
+    with suppress(OSError):
+        run.update(finished=now(), **values)
 
 
 def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -313,39 +316,6 @@ def fingerprint(path: str | Path) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()[:16] if files else "none"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Align and of the libraries that decide its numbers."""
-    found = {"align": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit and dirtiness of the working directory's repository, if it is one."""
-    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
-    try:
-        text = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = text.splitlines()
-    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
-    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
-
-
-def describe_device() -> str:
-    """The accelerator, or the CPU with its threads."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    threads = torch.get_num_threads()
-    return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads != 1)})"
 
 
 def now() -> str:

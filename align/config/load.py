@@ -298,6 +298,8 @@ def _coerce(hint: Any, value: Any) -> Any:
             return float(value)
         except ValueError:
             pass
+    if isinstance(value, bool) and str in members and bool not in members:
+        value = "yes" if value else "no"  # YAML reads eval_strategy: no as false
     if isinstance(value, str) and list[str] in members and str not in members:
         value = [value]
     return adapter.validate_python(value)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from align.config.sections import GuardSection, PeftSection
 from align.config.stages import TrainingStage
+from align.data.read import READERS, file_suffix, missing
 from align.engine.models import peft_config
 from align.errors import (
     AlignError,
@@ -197,6 +198,14 @@ def check_peft(section: PeftSection | None, stage: str) -> None:
                 "for example peft.kwargs={num_virtual_tokens: 16}.",
             )
         )
+    if virtual and stage == "reward":
+        problems.append(
+            Problem(
+                "peft.method",
+                f"{section.method} cannot be merged, and a reward model is saved whole.",
+                "use lora.",
+            )
+        )
     if virtual and stage == "dpo":
         problems.append(
             Problem(
@@ -236,13 +245,12 @@ def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, sta
                     "set `data` to what must not be forgotten, or `artefact` to a Fisher.",
                 )
             )
-        for key, path in (("data", section.data), ("artefact", section.artefact)):
-            if path and is_local(path) and not Path(path).exists():
-                problems.append(Problem(f"{where}.{key}", f"{path} does not exist."))
-        if section.artefact and not Path(section.artefact).is_file():
-            text = f"{section.artefact} is no file."
-            if not any(p.where == f"{where}.artefact" for p in problems):
-                problems.append(Problem(f"{where}.artefact", text, "name a fisher-*.safetensors."))
+        data, artefact = section.data, section.artefact
+        if data and file_suffix(Path(data)) in READERS and not Path(data).is_file():
+            problems.append(Problem(f"{where}.data", missing(Path(data))))
+        if artefact and not Path(artefact).is_file():
+            what = f"{artefact}: no such file."
+            problems.append(Problem(f"{where}.artefact", what, "name a fisher-*.safetensors."))
         if peft is not None and stage != "ppo":
             problems.append(
                 Problem(
