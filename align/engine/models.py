@@ -141,6 +141,8 @@ def _load_adapted(
     if (Path(path) / "tokenizer_config.json").is_file():
         match_embeddings(base, load_tokenizer(path, trust_remote_code=trust_remote_code))
     model = peft.PeftModel.from_pretrained(base, str(path)).merge_and_unload()
+    for parameter in model.parameters():  # PEFT froze the base, and merging leaves it so
+        parameter.requires_grad_(parameter.is_floating_point())
     # PEFT reads the attribute when it notes what a further adapter stands on.
     model.config._name_or_path = model.name_or_path = str(path)
     return model

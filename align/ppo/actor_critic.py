@@ -123,6 +123,14 @@ class ActorCritic(nn.Module):
             kept[name] = tensor
         return kept
 
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What `state_dict` leaves out: transformers asks for it when it loads a checkpoint."""
+        return sorted(super().state_dict().keys() - self.state_dict().keys())
+
+    def tie_weights(self) -> None:
+        """Nothing to do: tied tensors stay one tensor. transformers calls it after loading."""
+
     def save_value(self, folder: Path) -> None:
         """Write the critic beside a saved policy, for a later run to continue from."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +169,7 @@ def build_actor_critic(
     if init != "zero":
         classifier = load_classifier(init, dtype=torch.float32)
         _copy_head(classifier, head, init)
-        critic = classifier.base_model
+        critic = classifier.base_model.requires_grad_(True)  # a merged adapter's is frozen
         if backbone == "shared":
             raise ModelError(
                 "value.init from a reward model needs its backbone too. Fix: set "
