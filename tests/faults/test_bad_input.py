@@ -1,0 +1,286 @@
+"""Bad input through the command line: exit status, culprit, fix, and before weights load.
+
+`unreadable` is a model whose weights are NaN, which loading refuses: a case that runs on it and
+reports something else proves that the check comes before the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.integration
+STAGES = ("sft", "reward", "dpo", "ppo")
+
+
+@pytest.fixture
+def unreadable(copy_model) -> Path:
+    folder = copy_model("unreadable")
+    spoil(folder, "model.norm.weight", torch.full((32,), float("nan")))
+    return folder
+
+
+def spoil(folder: Path, name: str, value: torch.Tensor) -> None:
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {name: value}, file, metadata={"format": "pt"})
+
+
+def row(**values) -> str:
+    return json.dumps(values) + "\n"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_nan_weights(name, stage, cli, unreadable):
+    result = cli(*stage(name, f"model.path={unreadable}"))
+    assert result.code == 4, result.text
+    assert "model.norm.weight holds NaN" in result.text
+
+
+DATA = {
+    "missing": ("sft", None, "no such file. Fix: did you mean", []),
+    "bad json": ("sft", row(prompt="a", completion="b") + '{"prompt": "a', "data.jsonl:2", []),
+    "empty": ("sft", "", "holds no rows", []),
+    "all in validation": ("sft", row(prompt="a", completion="b"), "no training row is left", []),
+    "nothing fits": ("sft", "sft", "max_length=4", ["trainer.max_length=4"]),
+    "equal": ("dpo", row(prompt="a", chosen="b", rejected="b"), "data.jsonl:1: chosen equals", []),
+    "equal, set aside": (
+        "reward",
+        row(prompt="a", chosen="b", rejected="b"),
+        "chosen equals rejected: 1",
+        ["data.bad_rows=quarantine"],
+    ),
+    "hh without assistant": (
+        "dpo",
+        row(chosen="\n\nHuman: hi", rejected="\n\nHuman: hi there"),
+        "does not end with the assistant",
+        [],
+    ),
+    "wrong kind": ("dpo", "sft", "cannot serve 'preference'", []),
+    "wrong type": ("sft", row(prompt=1, completion=2), "prompt has the wrong type", []),
+    "prompt past the context": (
+        "sft",
+        row(prompt="where is it? " * 60, completion="b"),
+        "past the model's context of 128",
+        ["data.validation_fraction=0", "trainer.max_length=null"],
+    ),
+    "no room to answer": (
+        "ppo",
+        "prompts",
+        "rollout.max_new_tokens=126, which can be lowered",
+        ["rollout.max_new_tokens=126"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data(case, stage, cli, world, unreadable, tmp_path):
+    name, content, expected, overrides = DATA[case]
+    file = tmp_path / "data.jsonl"
+    if content is None:
+        (tmp_path / "dota.jsonl").write_text("")
+    elif content in ("sft", "prompts"):
+        file = world.folder / f"{content}.jsonl"
+    else:
+        file.write_text(content)
+    result = cli(*stage(name, f"model.path={unreadable}", f"data.train={file}", *overrides))
+    assert result.code == 3, result.text
+    assert expected in result.text
+    assert str(file) in result.text or "row 1" in result.text or "no training row" in result.text
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("spoilt", ["config", "tokenizer", "weights", "half", "shape"])
+def test_damaged_models(name, spoilt, stage, cli, copy_model):
+    folder = copy_model()
+    weights = folder / "model.safetensors"
+    expected = str(folder)
+    if spoilt == "config":
+        (folder / "config.json").unlink()
+        expected = "there is no config.json"
+    elif spoilt == "tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+        expected = "cannot load a tokenizer"
+    elif spoilt == "weights":
+        weights.unlink()
+        expected = "holds no weights"
+    elif spoilt == "half":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        expected = "model.safetensors is cut short"
+    else:
+        spoil(folder, "model.norm.weight", torch.ones(16))
+        expected = "do not fit its config.json"
+    result = cli(*stage(name, f"model.path={folder}"))
+    assert result.code == 4, result.text
+    assert expected in result.text
+    assert str(folder) in result.text
+    assert "Fix:" in result.text
+
+
+def test_missing_model_offers_the_nearest(stage, cli, world):
+    result = cli(*stage("sft", f"model.path={world.folder / 'modle'}", "--dry-run"))
+    assert result.code == 4
+    assert f"did you mean {world.model}?" in result.text
+
+
+def test_reward_model_is_no_policy(stage, cli, reward_model):
+    for name in ("sft", "dpo", "ppo"):
+        result = cli(*stage(name, f"model.path={reward_model}"))
+        assert result.code == 4, result.text
+        assert "language-model head is gone" in result.text
+
+
+def test_tokenizers(stage, cli, copy_model, world):
+    folder = copy_model("plain")
+    (folder / "chat_template.jinja").unlink()
+    result = cli(*stage("sft", f"model.path={folder}", f"data.train={world.chat}"))
+    assert result.code == 4
+    assert "no chat template, but the data are conversations" in result.text
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
+    result = cli(*stage("sft", f"model.path={folder}"))
+    assert result.code == 4
+    assert "has no EOS token" in result.text
+
+    file.write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
+    result = cli(*stage("sft", f"model.path={folder}"))
+    assert result.code == 0, result.text  # PAD becomes a token of its own
+
+
+FUNCTIONS = {  # function: (message, before weights)
+    "tiny_rewards:lenght": ("has no callable 'lenght'; it has length", True),
+    "tiny_rewardz:length": ("importing module 'tiny_rewardz' failed", True),
+    "tiny_rewards": ("is not of the form 'module:function'", True),
+    "tiny_rewards:raises": ("'raises' raised KeyError: 'score'", False),
+    "tiny_rewards:short": ("returned 1 rewards, but 7 completions", False),
+    "tiny_rewards:nan": ("returned nan for completion 0", False),
+    "tiny_rewards:none": ("returned None for completion 0", False),
+    "tiny_rewards:one_number": ("returned float, but a list of 7 floats", False),
+    "tiny_rewards:wants_gold": ("It was given prompts, completions, place", False),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_reward_functions(function, stage, cli, unreadable, world):
+    message, early = FUNCTIONS[function]
+    model = unreadable if early else world.model
+    arguments = stage("ppo", f"model.path={model}", reward=[{"function": function}])
+    result = cli(*arguments)
+    assert result.code == 5, result.text
+    assert message in result.text
+    if early:
+        assert cli(*arguments, "--dry-run").code == 5
+
+
+CONFIGURATIONS = {  # overrides: what is named
+    ("rollout.top_p=0.9", "rollout.top_k=5"): ["rollout.top_p", "rollout.top_k"],
+    ("trainer.rollout_batch_size=5", "rollout.top_p=0.5", "value.init=runs/x/y"): [
+        "trainer.rollout_batch_size",
+        "rollout.top_p",
+        "value.init",
+    ],
+    ("trainer.per_device_train_batch_size=0",): ["at least 1 is expected"],
+    ("rollout.max_new_tokens=128",): ["no room for a prompt in the model's context of 128"],
+    ("rollout.min_new_tokens=9",): ["min_new_tokens=9 is more than max_new_tokens=8"],
+    ("reward.0.weight=.nan",): ["reward.0.weight"],
+    ("reward.0.path=x",): ["names both a path and a function"],
+    ("reward.0.function=null",): ["reward.0: names nothing"],
+    ("guards=[{type: ewc, strength: 1}]",): ["neither of data and artefact"],
+    ("guards=[{type: ewc, strength: 1, data: nope.jsonl}]",): ["nope.jsonl: no such file"],
+    ("peft.method=prefix_tuning", "value.backbone=shared"): ["value.backbone: `shared` cannot"],
+    ("peft.method=prefix_tuning",): ["prefix_tuning needs num_virtual_tokens"],
+    ("peft.kwargs={rr: 3}",): ["'rr'"],
+}
+
+
+@pytest.mark.parametrize("overrides", CONFIGURATIONS)
+def test_ppo_configurations_are_refused_before_weights(overrides, stage, cli, unreadable):
+    result = cli(*stage("ppo", f"model.path={unreadable}", *overrides))
+    assert result.code == 2, result.text
+    for name in CONFIGURATIONS[overrides]:
+        assert name in result.text
+
+
+def test_reward_model_without_statistics(stage, cli, unreadable, copy_model):
+    reward = [{"path": str(copy_model("bare"))}]
+    result = cli(*stage("ppo", f"model.path={unreadable}", reward=reward))
+    assert result.code == 2
+    assert "carries no normalisation statistics" in result.text
+    assert "train it with `align reward`" in result.text
+
+
+def test_the_scale_of_rewards_is_checked_before_hours_of_training(stage, cli, unreadable):
+    arguments = stage("reward", f"model.path={unreadable}")
+    result = cli(*arguments, "normalisation.policy=runs/none/model")
+    assert result.code == 4
+    assert "normalisation.policy: runs/none/model does not exist" in result.text
+    result = cli(*arguments, "normalisation.max_new_tokens=128")
+    assert result.code == 2
+    assert "leaves no prompt room" in result.text
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+def test_ewc_and_adapters_exclude_each_other(name, stage, cli, unreadable, world):
+    guards = [{"type": "ewc", "strength": 1.0, "data": str(world.sft)}]
+    result = cli(*stage(name, f"model.path={unreadable}", "peft.method=lora", guards=guards))
+    assert result.code == 2
+    assert "guards.0: ewc holds whole weights" in result.text
+
+
+def test_unknown_loss_and_tracker(stage, cli, unreadable):
+    result = cli(*stage("dpo", f"model.path={unreadable}", "trainer.loss_type=sigmoyd"))
+    assert result.code == 2
+    assert "did you mean sigmoid?" in result.text
+
+
+def test_loss_types_are_trls():
+    import inspect
+
+    from trl import DPOTrainer
+
+    from align.stages.dpo import LOSS_TYPES
+
+    source = inspect.getsource(inspect.getmodule(DPOTrainer))
+    listed = source.split("Unknown loss type", 1)[1].split("]", 1)[0]
+    assert set(re.findall(r"\w+", listed.partition("[")[2])) == set(LOSS_TYPES)
+
+
+EVALUATIONS = {  # changes to the file: what is named
+    "no models": ({"evaluate": {"models": {}}}, "evaluate.models: is empty"),
+    "missing": ({"evaluate": {"models": {"b": "foo/bar/model"}}}, "foo/bar/model does not exist"),
+    "reference": ({"evaluate.reference": "runs/none/x"}, "evaluate.reference"),
+    "half": ({"evaluate.reward_model": "x"}, "set both, or neither"),
+    "judge missing": ({"judge": {}}, "judge: names nothing"),
+    "judge doubled": ({"judge": {"path": "x", "function": "a:b"}}, "judge: names both"),
+    "judge nowhere": ({"judge": {"path": "runs/none/x"}}, "judge.path: runs/none/x does not"),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATIONS)
+def test_evaluations(case, cli, world, unreadable, tmp_path):
+    changes, expected = EVALUATIONS[case]
+    config = {
+        "run": {"dir": str(tmp_path / "evaluation")},
+        "evaluate": {"models": {"a": str(unreadable)}, "prompts": 4},
+        "data": {"train": str(world.prompts)},
+        "judge": {"function": "tiny_rewards:length"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if name:
+            config[section][name] = value
+        else:
+            config[section] = value
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(yaml.safe_dump(config))
+    result = cli("evaluate", file)
+    assert result.code == 2, result.text
+    assert expected in result.text
