@@ -11,20 +11,8 @@ import pytest
 from align import __version__
 from align.cli import main
 
-COMMANDS = [
-    "sft",
-    "reward",
-    "dpo",
-    "ppo",
-    "evaluate",
-    "report",
-    "quickstart",
-    "generate",
-    "chat",
-    "init",
-    "doctor",
-    "version",
-]
+TRAINING = ["sft", "reward", "dpo", "ppo", "evaluate"]
+OTHERS = ["report", "quickstart", "generate", "chat", "init", "doctor", "version"]
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -42,7 +30,7 @@ def test_version(capsys):
     assert run(capsys, "version")[:2] == (0, __version__ + "\n")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TRAINING + OTHERS)
 def test_every_command_has_help(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
