@@ -135,12 +135,38 @@ def load_classifier(path: str | Path, **kwargs: Any) -> PreTrainedModel:
             saved = AutoTokenizer.from_pretrained(str(path)).pad_token_id
             merged.config.pad_token_id = saved
             return merged
-        return AutoModelForSequenceClassification.from_pretrained(str(path), **kwargs)
+        return load_whole(AutoModelForSequenceClassification, path, **kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load a reward model from {str(path)!r}: {error} Fix: give the `model/` "
             "folder of an `align reward` run, or a hub id."
         ) from error
+
+
+def load_whole(auto: Any, path: str | Path, *, fresh: str | None = None, **kwargs: Any) -> Any:
+    """`auto.from_pretrained`, refusing weights that lack a tensor.
+
+    transformers fills what is missing with random numbers and trains on without a word.
+
+    Args:
+        auto: one of transformers' Auto classes.
+        path: directory or hub id.
+        fresh: a prefix of parameter names that may be new, such as a classifier's head.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        ModelError: tensors are missing; the message names the first ones.
+    """
+    model, info = auto.from_pretrained(str(path), output_loading_info=True, **kwargs)
+    missing = sorted(n for n in info["missing_keys"] if fresh is None or not n.startswith(fresh))
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"the weights of {path} lack {len(missing)} tensors ({shown}); transformers would "
+            "fill them with random numbers. Fix: save the whole model again, or check that its "
+            "config.json belongs to these weights."
+        )
+    return model
 
 
 def initialise_head(model: nn.Module, seed: int) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 
 from align.engine.tokenizer import load_tokenizer, match_embeddings
 from align.errors import MissingDependencyError, ModelError
-from reward.model import initialise_head
+from reward.model import initialise_head, load_whole
 
 PEFT_CONFIGS = {
     "lora": peft.LoraConfig,
@@ -105,7 +105,7 @@ def load_causal_lm(
         if (Path(path) / "adapter_config.json").is_file():
             model = _load_adapted(path, dtype, attn_implementation, quantization, trust_remote_code)
         else:
-            model = AutoModelForCausalLM.from_pretrained(str(path), **kwargs)
+            model = load_whole(AutoModelForCausalLM, path, **kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(_not_loadable(path, error)) from error
     check_finite(model, path)
@@ -168,8 +168,12 @@ def load_reward_start(
         else:
             config = AutoConfig.from_pretrained(str(path))
             trained = any("SequenceClassification" in name for name in config.architectures or [])
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(path), num_labels=1, dtype=resolve_dtype(dtype)
+            model = load_whole(
+                AutoModelForSequenceClassification,
+                path,
+                fresh=None if trained else "score.",
+                num_labels=1,
+                dtype=resolve_dtype(dtype),
             )
     except (OSError, ValueError) as error:
         raise ModelError(_not_loadable(path, error)) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from align.engine.head import policy_logprobs
 from align.engine.models import (
@@ -146,3 +150,14 @@ def test_dtypes():
     assert resolve_dtype("auto") == torch.float32
     assert resolve_dtype("auto", quantized=True) == torch.bfloat16
     assert resolve_dtype("float16") == torch.float16
+
+
+def test_weights_that_lack_a_tensor_are_refused(policy_dir, tmp_path):
+    folder = tmp_path / "torn"
+    shutil.copytree(policy_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if "mlp" in key)
+    tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"lack 1 tensors.*{re.escape(name)}"):
+        load_causal_lm(folder)
