@@ -39,7 +39,7 @@ from reward.model import RewardModel
 from reward.preferences import preference_rows
 
 CONFIGS = Path(str(files("align.quickstart") / "configs"))
-PAIRS = 1600  # prompts whose two sampled answers people compare
+PAIRS = 3200  # prompts whose two sampled answers people compare
 DEMONSTRATIONS = 1500
 TEST_PROMPTS = 300
 HOLDOUT = 0.15  # of the pairs, by prompt; the stages' configs hold the same number
@@ -144,7 +144,7 @@ def stage(name: str, folder: Path, seed: int, overrides: list[str]) -> None:
 
 
 def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int) -> None:
-    """Sample two answers per training prompt and issue those that differ."""
+    """Sample two answers per training prompt; issue those that differ and say something."""
     policy, _, tokenizer = load_policy(policy_path, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256, seed=seed)
     rows = world.prompts(PAIRS)
@@ -152,7 +152,7 @@ def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int
     answers = [completion[-1]["content"] for completion in rollout.completions]  # type: ignore[index]
     for index, row in enumerate(rows):
         first, second = answers[2 * index : 2 * index + 2]
-        if first != second:
+        if first != second and first.strip() and second.strip():
             store.add_pair(
                 row["prompt"], first, second, "sft", "sft", {"facts": row["facts"]}, seed=seed
             )
