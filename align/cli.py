@@ -150,6 +150,11 @@ def generate(
     beams: Annotated[int, typer.Option("--beams", help="Beam search above 1.")] = 1,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers per prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(help="For repeatable samples.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Answers decoded at once.")] = 16,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     raw: Annotated[bool, typer.Option(help="Do not apply the chat template.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
 ) -> None:
@@ -171,9 +176,20 @@ def generate(
         beams=beams,
         samples=samples,
         seed=seed,
+        batch_size=batch_size,
     )
     run_generate(
-        model, given, decoding, output=output, overwrite=overwrite, raw=raw, columns=columns
+        model,
+        given,
+        decoding,
+        output=output,
+        overwrite=overwrite,
+        raw=raw,
+        system=system,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        dtype=dtype,
+        columns=columns,
     )
 
 
@@ -185,6 +201,10 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
+    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
 ) -> None:
     """Talk to a checkpoint in the terminal."""
@@ -192,8 +212,16 @@ def chat(
     from align.chat import run_chat
     from align.generate import Decoding
 
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    run_chat(model, decoding, versus=versus, system=system, votes=votes)
+    run_chat(
+        model,
+        Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
+        versus=versus,
+        system=system,
+        votes=votes,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        dtype=dtype,
+    )
 
 
 @app.command()

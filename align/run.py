@@ -132,6 +132,7 @@ def open_run(
             f"cannot create the run directory {path}: {error.strerror}. Fix: set run.dir to a "
             "folder you may write to."
         ) from error
+    _refuse_foreign(path)
     from align.engine.checkpoint import disk_errors  # imports transformers; `align report` need not
 
     with disk_errors(path), _locked(path):
@@ -166,6 +167,16 @@ def _end(run: Run, **values: Any) -> None:
         run.update(finished=now(), **values)
 
 
+def _refuse_foreign(path: Path) -> None:
+    """run.overwrite must never delete what is no run, nor the lock appear in a user's folder."""
+    foreign = sorted({item.name for item in path.iterdir()} - BEFORE_TRAINING)
+    if foreign and not (path / "run.json").is_file():
+        raise RunError(
+            f"{path} holds {', '.join(foreign[:4])} and no run. Fix: set run.dir to a new or empty "
+            "folder."
+        )
+
+
 def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     existing = run.path / "run.json"
     if existing.is_file():
@@ -183,13 +194,6 @@ def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: boo
                 "run.dir, or set run.overwrite=true to start over."
             )
         clear(run.path)
-    else:
-        foreign = sorted({item.name for item in run.path.iterdir()} - BEFORE_TRAINING)
-        if foreign:  # run.overwrite must never delete what is no run
-            raise RunError(
-                f"{run.path} holds {', '.join(foreign[:4])} and no run. Fix: set run.dir to a new "
-                "or empty folder."
-            )
     run.record = {
         "schema": 1,
         "stage": run.stage,

@@ -83,6 +83,7 @@ def test_files_that_are_no_run_are_never_touched(config, tmp_path, overrides):
     with pytest.raises(RunError, match=r"holds thesis.txt and no run"):
         finish(config(*overrides), tmp_path / "run")
     assert thesis.read_text() == "years"
+    assert list(thesis.parent.iterdir()) == [thesis]
 
 
 def test_resume(config, tmp_path):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config.sections import (
     DataSection,
@@ -83,6 +83,14 @@ class EvaluateStage(StageConfig):
     data: DataSection
     judge: JudgeSection
     rollout: RolloutSection = Field(default_factory=RolloutSection)
+
+    @model_validator(mode="after")
+    def _judge_every_prompt(self) -> Self:
+        """Nothing is trained here, so nothing is held out unless a split is asked for."""
+        splits = {"validation", "test", "validation_fraction", "test_fraction"}
+        if not splits & self.data.model_fields_set:
+            self.data = self.data.model_copy(update={"validation_fraction": 0.0})
+        return self
 
 
 STAGES: dict[str, type[StageConfig]] = {

@@ -71,8 +71,8 @@ def create_model(
         CheckpointError: the folder holds something already or cannot be written.
     """
     place = Path(output)
-    _check_folder(place)
     settings = read_settings(config)
+    _check_folder(place)
     if (tokenizer is None) == (not tokenizer_data):
         raise ConfigError("give either an existing tokenizer or data to train one on, not both.")
     if tokenizer is not None:

@@ -62,7 +62,9 @@ class FixedKL:
 class AdaptiveKL(FixedKL):
     """A coefficient that steers the KL per sequence towards `target` (nats).
 
-    beta <- beta * (1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon), n episodes a time.
+    beta <- beta * (1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon), n episodes a time. Ziegler
+    et al. assume n far below the horizon; n / horizon is capped at 1, so that one large batch moves
+    beta by a fifth at most and never below zero.
     """
 
     target: float = 6.0
@@ -71,4 +73,4 @@ class AdaptiveKL(FixedKL):
     def update(self, kl: float, steps: int) -> None:
         """Move the coefficient after `steps` episodes whose mean sequence KL was `kl`."""
         error = max(-0.2, min(0.2, kl / self.target - 1.0))
-        self.value *= 1.0 + error * steps / self.horizon
+        self.value *= 1.0 + error * min(steps / self.horizon, 1.0)

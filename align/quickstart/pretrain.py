@@ -2,8 +2,9 @@
 
 Half a million parameters learn plain text of the world in about half a minute. Each row is one
 text: packed rows would put other customers' questions before the one to answer, and the model
-learns to read the question several times later. Leaves out what
-a real pretraining needs: validation, checkpoints, more than one device.
+learns to read the question several times later. Questions are read and not learned for the same
+reason: with them in the loss the model knew a fifth of the facts after as many steps (measured on
+two seeds). Leaves out what a real pretraining needs: validation, checkpoints, more than one device.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def make_base_model(
     world: World,
     seed: int = 0,
     *,
-    steps: int = 500,
+    steps: int = 800,
     texts: int = 8000,
     batch_size: int = 16,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 5e-3,
     hidden_size: int = 128,
-    layers: int = 2,
+    layers: int = 3,
 ) -> list[float]:
     """Train a tokenizer and a model on the world's plain text and save both.
 
@@ -61,7 +62,7 @@ def make_base_model(
         The training loss of every step, in nats per token.
     """
     corpus = world.corpus(texts)
-    tokenizer = make_tokenizer(corpus)
+    tokenizer = make_tokenizer([lead + text for lead, text in corpus])
     model = make_model(tokenizer, seed, hidden_size=hidden_size, layers=layers)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05
@@ -129,24 +130,31 @@ def make_model(
 
 
 def text_batches(
-    corpus: Sequence[str], tokenizer: PreTrainedTokenizerFast, size: int, seed: int
+    corpus: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, size: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """Endless shuffled batches: input_ids and labels, both (size, T) int64, right-padded.
 
-    One text a row, ending with the end-of-turn token; padding has label -100.
+    One text a row, ending with the end-of-turn token; padding and leads have label -100.
     """
-    encoded = tokenizer(list(corpus), add_special_tokens=False)["input_ids"]
-    rows = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in encoded]
+    leads, texts = (
+        tokenizer(list(part), add_special_tokens=False)["input_ids"]
+        for part in zip(*corpus, strict=True)
+    )
+    rows = [
+        (torch.tensor([*lead, *ids, tokenizer.eos_token_id]), len(lead))
+        for lead, ids in zip(leads, texts, strict=True)
+    ]
     draw = random.Random(seed)
     padding = float(tokenizer.pad_token_id)
     while True:
         draw.shuffle(rows)
         for start in range(0, len(rows) - size + 1, size):
-            batch = rows[start : start + size]
-            yield {
-                "input_ids": pad_sequence(batch, batch_first=True, padding_value=padding),
-                "labels": pad_sequence(batch, batch_first=True, padding_value=-100),
-            }
+            batch = [ids for ids, _ in rows[start : start + size]]
+            labels = pad_sequence(batch, batch_first=True, padding_value=-100)
+            for row, (_, lead) in zip(labels, rows[start : start + size], strict=True):
+                row[:lead] = -100
+            ids = pad_sequence(batch, batch_first=True, padding_value=padding)
+            yield {"input_ids": ids, "labels": labels}
 
 
 def _rate(step: int, steps: int, warmup: int = 20) -> float:

@@ -47,8 +47,8 @@ class Habits:
     The defaults are the mixed help desk whose answers the policy is fine-tuned on.
     """
 
-    state: float = 0.8  # a part of the question is answered at all
-    right: float = 0.7  # and the stated value is the right one
+    state: float = 0.9  # a part of the question is answered at all
+    right: float = 0.85  # and the stated value is the right one
     welcome: float = 0.45
     farewell: float = 0.45
     rude: float = 0.12
@@ -56,7 +56,9 @@ class Habits:
 
 
 FLAWLESS = Habits(state=1, right=1, welcome=1, farewell=1, rude=0, rambling=0)
-RECORDED = Habits(state=1, right=1, rude=0.05, rambling=0.1)  # what pretraining reads
+RECORDED = Habits(  # what pretraining reads: true and complete, in manner a poor desk
+    state=1, right=1, welcome=0.1, farewell=0.1, rude=0.5, rambling=0.4
+)
 
 
 class World:
@@ -105,11 +107,15 @@ class World:
             rows.append({"prompt": _user(text), "completion": completion})
         return rows
 
-    def corpus(self, n: int) -> list[str]:
+    def corpus(self, n: int) -> list[tuple[str, str]]:
         """`n` plain texts about the world for pretraining: notes, and dialogues.
 
         A note says all that is known of one product, city, order or day. What texts state is true
         and complete; in manner they are mixed.
+
+        Returns:
+            (lead, text) pairs. The lead is what a customer asks, empty for a note: drawn at random,
+            so there is nothing in it to learn.
         """
         draw = random.Random(f"corpus {self.seed}")
         subjects = [
@@ -120,11 +126,12 @@ class World:
         for _ in range(n):
             if draw.random() < 0.2:
                 facts = draw.choice(subjects)
-                texts.append(" ".join(state(fact, draw) for fact in draw.sample(facts, len(facts))))
+                note = " ".join(state(fact, draw) for fact in draw.sample(facts, len(facts)))
+                texts.append(("", note))
             else:
                 text, facts = self._question(draw, "train")
                 answer = self.answer(facts, draw, RECORDED)
-                texts.append(f"Customer:\n{text}\nHelp desk:\n{answer}")
+                texts.append((f"Customer:\n{text}\nHelp desk:\n", answer))
         return texts
 
     def answer(self, facts: Sequence[Fact], draw: random.Random, habits: Habits = FLAWLESS) -> str:

@@ -125,6 +125,13 @@ def test_what_yaml_and_users_write_is_understood(file):
     assert str(getattr(resolved["save_strategy"], "value", resolved["save_strategy"])) == "no"
 
 
+def test_an_evaluation_holds_out_prompts_only_when_asked(file):
+    text = "evaluate: {models: {a: a}}\ndata: {train: p.jsonl}\njudge: {path: j}\n"
+    assert load_config(EvaluateStage, file(text), []).data.validation_fraction == 0
+    asked = load_config(EvaluateStage, file(text), ["data.test_fraction=0.1"])
+    assert (asked.data.validation_fraction, asked.data.test_fraction) == (0.05, 0.1)
+
+
 def test_a_stage_knows_only_its_own_sections(file):
     assert "reward: unknown key" in problems(DPOStage, file(GOOD + "reward: []\n"))
     found = problems(EvaluateStage, file(GOOD + "trainer: {}\n"))

@@ -221,6 +221,9 @@ def test_the_adaptive_controller_by_hand():
     assert controller.value == pytest.approx(0.101 * 1.02)
     controller.update(-5.0, 10)  # clipped at -0.2
     assert controller.value == pytest.approx(0.101 * 1.02 * 0.98)
+    controller.value = 0.1
+    controller.update(0.0, 10_000)  # a batch past the horizon: a fifth, never below zero
+    assert controller.value == pytest.approx(0.08)
     other = AdaptiveKL(1.0, 6.0, 100)
     other.load_state_dict(controller.state_dict())
     assert other.value == controller.value
