@@ -1,9 +1,9 @@
 """The feedback store: what was asked and what people said, append-only.
 
-Pairs are issued once, under an id made from their text. What annotators do are events: an
-annotation, a later version of it, a skip, a deletion. No event overwrites another; the current
-`Comparison`s are derived, the last event of an annotation winning. Any SQLAlchemy URL works;
-SQLite runs in WAL mode. Several processes may write at once.
+Items (pairs, rankings, single answers) are issued once, under an id made from their text. What
+annotators do are events: an annotation, a later version of it, a skip, a deletion, an adjudication.
+No event overwrites another; what stands now is derived, the last event of an annotation winning.
+Any SQLAlchemy URL works; SQLite runs in WAL mode. Several processes may write at once.
 """
 
 from __future__ import annotations
@@ -20,20 +20,35 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from feedback.connect import open_engine
 from feedback.errors import DataError, StoreError
-from feedback.records import comparison_of, judgement_of, new_pair, pair_of
-from feedback.schema import Comparison, Pair, Text, pair_id
-from feedback.tables import events_table, open_engine, pairs_table
+from feedback.queries import (
+    current_events,
+    find_items,
+    insert_new_items,
+    last_events,
+    unchanged,
+)
+from feedback.records import (
+    item_of,
+    item_of_judgement,
+    item_of_pair,
+    judgement_of,
+    new_pair,
+    pair_of,
+    row_of_judgement,
+)
+from feedback.schema import Comparison, Item, Judgement, Kind, Pair, Text, pair_id
+from feedback.tables import events_table, items_table
 
 Result = TypeVar("Result")
-CHUNK = 500  # ids per query: databases limit the parameters of one statement
 
 
 @dataclass(frozen=True)
 class StoreCounts:
     """What a store holds now, and how many events led there."""
 
-    pairs: int
+    pairs: int  # items of every kind
     comparisons: int
     skips: int
     annotators: int
@@ -100,8 +115,12 @@ class FeedbackStore:
 
     def add_pairs(self, pairs: Iterable[Pair]) -> int:
         """Issue many pairs in one transaction; returns how many were new."""
-        rows = {pair.id: asdict(pair) for pair in pairs}
-        return self._write(lambda connection: _insert_new_pairs(connection, rows))
+        return self.add_items(item_of_pair(pair) for pair in pairs)
+
+    def add_items(self, items: Iterable[Item]) -> int:
+        """Issue items of any kind in one transaction; returns how many were new."""
+        rows = {item.id: asdict(item) for item in items}
+        return self._write(lambda connection: insert_new_items(connection, rows))
 
     def add_comparison(
         self,
@@ -128,41 +147,59 @@ class FeedbackStore:
         raws: Iterable[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
         """Record many judgements in one transaction: all of them or none."""
-        items = list(comparisons)
-        ids = [a or uuid.uuid4().hex for a in annotations or [None] * len(items)]
-        kept = list(raws) if raws is not None else [None] * len(items)
-        if not len(items) == len(ids) == len(kept):
+        return self.add_judgements(comparisons, annotations=annotations, raws=raws)
+
+    def add_judgements(
+        self,
+        judgements: Iterable[Judgement],
+        *,
+        annotations: Iterable[str | None] | None = None,
+        raws: Iterable[Mapping[str, Any] | None] | None = None,
+        adjudicated: bool = False,
+    ) -> list[str]:
+        """Record judgements of any kind in one transaction: all of them or none.
+
+        Args:
+            judgements: what was said. One that names its item (`item`, or a comparison's `pair`)
+                belongs to that item if the store has it; otherwise its text makes the item.
+            annotations: their ids from outside, see `add_comparison`.
+            raws: what was received, kept as it is.
+            adjudicated: these settle what others disagreed on; see `settled`.
+
+        Raises:
+            DataError: a judgement does not fit its item.
+        """
+        said = list(judgements)
+        ids = [a or uuid.uuid4().hex for a in annotations or [None] * len(said)]
+        kept = list(raws) if raws is not None else [None] * len(said)
+        if not len(said) == len(ids) == len(kept):
             raise ValueError(
-                f"{len(items)} comparisons, {len(ids)} annotations and {len(kept)} raws: "
+                f"{len(said)} comparisons, {len(ids)} annotations and {len(kept)} raws: "
                 "give one of each per comparison."
             )
-        pairs: dict[str, dict[str, Any]] = {}
-        for item in items:
-            pair = new_pair(
-                item.prompt, item.response_a, item.response_b, item.source_a, item.source_b, {}
-            )
-            pairs.setdefault(pair.id, asdict(pair))
-        names = [pair_id(item.prompt, item.response_a, item.response_b) for item in items]
+        named = [_named_item(judgement) for judgement in said]
 
         def write(connection: Connection) -> None:
-            _insert_new_pairs(connection, pairs)
-            first_answers = _first_answers(connection, list(pairs))
-            last = _last_events(connection, ids)
-            now = datetime.now(UTC)
-            for item, pair, annotation, raw in zip(items, names, ids, kept, strict=True):
-                turned = item.response_a != first_answers[pair]
-                judgement = judgement_of(item, turned)
+            stored = find_items(connection, [name for name in named if name])
+            items = [
+                stored.get(name) or item_of_judgement(judgement)
+                for name, judgement in zip(named, said, strict=True)
+            ]
+            insert_new_items(connection, {item.id: asdict(item) for item in items})
+            stored = find_items(connection, list({item.id for item in items}))
+            last = last_events(connection, ids)
+            for judgement, item, annotation, raw in zip(said, items, ids, kept, strict=True):
                 row = {
-                    "kind": "annotation",
+                    "kind": "adjudication" if adjudicated else "annotation",
                     "annotation": annotation,
-                    "pair": pair,
-                    "annotator": item.annotator,
-                    "judgement": judgement,
+                    "item": item.id,
+                    "annotator": judgement.annotator,
+                    "judgement": row_of_judgement(judgement, stored[item.id]),
                     "raw": dict(raw or {}),
-                    "created_at": item.created_at,
-                    "recorded_at": now,
+                    "created_at": judgement.created_at,
+                    "recorded_at": datetime.now(UTC),
                 }
-                if not _unchanged(last.get(annotation), row):
+                if not unchanged(last.get(annotation), row):
                     connection.execute(sa.insert(events_table).values(row))
                     last[annotation] = row
 
@@ -187,26 +224,46 @@ class FeedbackStore:
             StoreError: the store has no such annotation.
         """
         with self._reading() as connection:
-            last = _last_events(connection, [annotation]).get(annotation)
+            last = last_events(connection, [annotation]).get(annotation)
         if last is None:
             raise StoreError(f"feedback store {self.url}: no annotation {annotation!r} to delete.")
         if last["kind"] != "deletion":
-            self._add_event("deletion", annotation, last["pair"], last["annotator"], raw)
+            self._add_event("deletion", annotation, last["item"], last["annotator"], raw)
+
+    def items(self, kind: Kind | None = None) -> list[Item]:
+        """Every item (of one kind), in the order of issue."""
+        query = sa.select(items_table).order_by(items_table.c.position)
+        if kind is not None:
+            query = query.where(items_table.c.kind == kind)
+        with self._reading() as connection:
+            return [item_of(dict(row)) for row in connection.execute(query).mappings()]
 
     def pairs(self) -> list[Pair]:
         """Every pair, in the order of issue."""
-        with self._reading() as connection:
-            rows = connection.execute(sa.select(pairs_table).order_by(pairs_table.c.position))
-            return [pair_of(dict(row)) for row in rows.mappings()]
+        return [pair_of(item) for item in self.items("pair")]
 
-    def comparisons(self) -> list[Comparison]:
-        """The judgements that stand now, in the order in which their annotations began.
+    def judgements(self, *, adjudicated: bool = False) -> list[Judgement]:
+        """What stands now, of every kind, in the order in which the annotations began.
 
         The last version of each annotation counts; deleted and skipped ones are left out.
+
+        Args:
+            adjudicated: the adjudications, which otherwise are left out.
         """
+        kind = "adjudication" if adjudicated else "annotation"
         with self._reading() as connection:
-            rows = connection.execute(_current().where(events_table.c.kind == "annotation"))
-            return [comparison_of(dict(row)) for row in rows.mappings()]
+            rows = connection.execute(current_events().where(events_table.c.kind == kind))
+            return [judgement_of(dict(row)) for row in rows.mappings()]
+
+    def comparisons(self) -> list[Comparison]:
+        """The comparisons among `judgements()`: what annotators said, adjudicated or not."""
+        return [item for item in self.judgements() if isinstance(item, Comparison)]
+
+    def settled(self) -> list[Comparison]:
+        """Comparisons to train on: an adjudicated pair has its adjudications and no other vote."""
+        final = [c for c in self.judgements(adjudicated=True) if isinstance(c, Comparison)]
+        closed = {comparison.pair for comparison in final}
+        return [c for c in self.comparisons() if c.pair not in closed] + final
 
     def history(self, annotation: str | None = None) -> list[dict[str, Any]]:
         """Every event (of one annotation), oldest first, with the raw record of each."""
@@ -218,13 +275,13 @@ class FeedbackStore:
 
     def counts(self) -> StoreCounts:
         """How much the store holds."""
-        current = _current().subquery()
+        current = current_events().subquery()
         with self._reading() as connection:
             kinds = Counter(connection.scalars(sa.select(current.c.kind)))
             people = sa.select(sa.func.count(current.c.annotator.distinct()))
             count = sa.select(sa.func.count())
             return StoreCounts(
-                pairs=connection.scalar(count.select_from(pairs_table)) or 0,
+                pairs=connection.scalar(count.select_from(items_table)) or 0,
                 comparisons=kinds["annotation"],
                 skips=kinds["skip"],
                 annotators=connection.scalar(people.where(current.c.kind == "annotation")) or 0,
@@ -235,7 +292,7 @@ class FeedbackStore:
         self,
         kind: str,
         annotation: str,
-        pair: str,
+        item: str,
         annotator: str,
         raw: Mapping[str, Any] | None,
     ) -> str:
@@ -243,7 +300,7 @@ class FeedbackStore:
         row = {
             "kind": kind,
             "annotation": annotation,
-            "pair": pair,
+            "item": item,
             "annotator": annotator,
             "judgement": {},
             "raw": dict(raw or {}),
@@ -252,11 +309,11 @@ class FeedbackStore:
         }
 
         def write(connection: Connection) -> None:
-            if not _first_answers(connection, [pair]):
+            if not find_items(connection, [item]):
                 raise StoreError(
-                    f"feedback store {self.url}: no pair {pair!r}. Fix: add the pair first."
+                    f"feedback store {self.url}: no pair {item!r}. Fix: add the pair first."
                 )
-            if not _unchanged(_last_events(connection, [annotation]).get(annotation), row):
+            if not unchanged(last_events(connection, [annotation]).get(annotation), row):
                 connection.execute(sa.insert(events_table).values(row))
 
         self._write(write)
@@ -301,58 +358,8 @@ class FeedbackStore:
         raise AssertionError("unreachable")
 
 
-def _chunks(ids: list[str]) -> Iterable[list[str]]:
-    return (ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK))
-
-
-def _first_answers(connection: Connection, ids: list[str]) -> dict[str, str]:
-    """Which answer the store calls `a`, for the pairs that it has."""
-    found: dict[str, str] = {}
-    for chunk in _chunks(ids):
-        query = sa.select(pairs_table.c.id, pairs_table.c.response_a)
-        found.update(connection.execute(query.where(pairs_table.c.id.in_(chunk))).tuples().all())
-    return found
-
-
-def _insert_new_pairs(connection: Connection, rows: Mapping[str, dict[str, Any]]) -> int:
-    known = _first_answers(connection, list(rows))
-    new = [row for name, row in rows.items() if name not in known]
-    if new:
-        connection.execute(sa.insert(pairs_table), new)
-    return len(new)
-
-
-def _last_events(connection: Connection, annotations: list[str]) -> dict[str, dict[str, Any]]:
-    last: dict[str, dict[str, Any]] = {}
-    for chunk in _chunks(annotations):
-        query = sa.select(events_table).where(events_table.c.annotation.in_(chunk))
-        rows = connection.execute(query.order_by(events_table.c.position)).mappings()
-        last.update({row["annotation"]: dict(row) for row in rows})
-    return last
-
-
-def _unchanged(last: dict[str, Any] | None, row: dict[str, Any]) -> bool:
-    same = ("kind", "pair", "annotator", "judgement", "raw")
-    return last is not None and all(last[key] == row[key] for key in same)
-
-
-def _current() -> sa.Select[Any]:
-    """The last event of each annotation beside its pair, in the order annotations began."""
-    spans = (
-        sa.select(
-            sa.func.min(events_table.c.position).label("first"),
-            sa.func.max(events_table.c.position).label("last"),
-        )
-        .group_by(events_table.c.annotation)
-        .subquery()
-    )
-    pair_columns = [
-        pairs_table.c[name]
-        for name in ("prompt", "response_a", "response_b", "source_a", "source_b")
-    ]
-    return (
-        sa.select(events_table, *pair_columns)
-        .join(spans, events_table.c.position == spans.c.last)
-        .join(pairs_table, pairs_table.c.id == events_table.c.pair)
-        .order_by(spans.c.first)
-    )
+def _named_item(judgement: Judgement) -> str:
+    """The id of the item a judgement names, or for a comparison the one its text makes."""
+    if not isinstance(judgement, Comparison):
+        return judgement.item
+    return pair_id(judgement.prompt, judgement.response_a, judgement.response_b)

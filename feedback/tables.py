@@ -1,27 +1,20 @@
-"""The tables of a feedback store, and the engine they live in.
+"""The tables of a feedback store.
 
-`pairs` holds what was issued, `events` what people did, `store` the format's version. Rows are
-only ever inserted: on SQLite, triggers refuse updates and deletions. Leaves out migrations: the
-version is checked, and a newer store refused.
+`items` holds what was issued, `events` what people did. `projects`, `pushes`, `tasks`, `pulls` and
+`quarantine` are the journal of the traffic with labelling servers. `store` and `alembic_version`
+name the format. Rows are only ever inserted: on SQLite, triggers refuse updates and deletions.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, Dialect, Engine
-
-from feedback.errors import MissingDependencyError, StoreError
+from sqlalchemy.engine import Dialect
 
 FORMAT = "align-feedback"
-VERSION = 1
-BUSY_SECONDS = 30.0  # how long a writer waits for another process's transaction
+VERSION = 2  # migrations/versions holds one step for each
 
 
 class UTCDateTime(sa.TypeDecorator[datetime]):
@@ -50,19 +43,24 @@ store_table = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
 )
 
-pairs_table = sa.Table(
-    "pairs",
+revision_table = sa.Table(
+    "alembic_version",
+    metadata,
+    sa.Column("version_num", sa.String(32), primary_key=True),
+)
+
+items_table = sa.Table(
+    "items",
     metadata,
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # pair, ranking, rating or thumb
     sa.Column("prompt", sa.JSON, nullable=False),
-    sa.Column("response_a", sa.Text, nullable=False),
-    sa.Column("response_b", sa.Text, nullable=False),
-    sa.Column("source_a", sa.Text, nullable=False),
-    sa.Column("source_b", sa.Text, nullable=False),
+    sa.Column("responses", sa.JSON, nullable=False),
+    sa.Column("sources", sa.JSON, nullable=False),
     sa.Column("columns", sa.JSON, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("swapped", sa.Boolean, nullable=False),
+    sa.Column("shown", sa.JSON, nullable=False),  # place on the page -> index of the answer
     sa.Column("round", sa.Text, nullable=False),
     sa.Column("created_at", UTCDateTime, nullable=False),
     sqlite_autoincrement=True,
@@ -72,11 +70,12 @@ events_table = sa.Table(
     "events",
     metadata,
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("kind", sa.String(16), nullable=False),  # annotation, skip or deletion
+    # annotation, skip, deletion or adjudication
+    sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("annotation", sa.String(128), nullable=False, index=True),
-    sa.Column("pair", sa.String(32), sa.ForeignKey("pairs.id"), nullable=False, index=True),
+    sa.Column("item", sa.String(32), sa.ForeignKey("items.id"), nullable=False, index=True),
     sa.Column("annotator", sa.Text, nullable=False),
-    # The judgement in the pair's own order: label, strength, swapped, lead_time, reason.
+    # What was said, in the item's own order; `type` names the class, a comparison without it.
     sa.Column("judgement", sa.JSON, nullable=False),
     sa.Column("raw", sa.JSON, nullable=False),  # as it was received
     sa.Column("created_at", UTCDateTime, nullable=False),  # when the person acted
@@ -84,144 +83,93 @@ events_table = sa.Table(
     sqlite_autoincrement=True,
 )
 
-for _table in (pairs_table, events_table):
-    for _verb in ("UPDATE", "DELETE"):
-        _refusal = sa.DDL(
-            f"CREATE TRIGGER {_table.name}_no_{_verb.lower()} BEFORE {_verb} ON {_table.name} "
-            f"BEGIN SELECT RAISE(ABORT, '{_table.name} is append-only'); END"
-        )
-        event.listen(_table, "after_create", _refusal.execute_if(dialect="sqlite"))
+projects_table = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("project", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),  # what the user calls it
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("annotator", sa.Text, nullable=False),  # "" where people share the project
+    sa.Column("config", sa.Text, nullable=False),  # the labelling configuration as created
+    sa.Column("config_hash", sa.String(64), nullable=False),
+    sa.Column("created_at", UTCDateTime, nullable=False),
+    sa.UniqueConstraint("server", "project", name="one_record_per_project"),
+    sqlite_autoincrement=True,
+)
+
+pushes_table = sa.Table(
+    "pushes",
+    metadata,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("project", sa.Integer, nullable=False, index=True),
+    sa.Column("batch", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # planned, then confirmed
+    sa.Column("keys", sa.JSON, nullable=False),  # of the tasks of the batch
+    sa.Column("recorded_at", UTCDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+tasks_table = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("project", sa.Integer, nullable=False),
+    sa.Column("key", sa.String(64), nullable=False),  # item id, or with ~ its turned twin
+    sa.Column("item", sa.String(32), sa.ForeignKey("items.id"), nullable=False, index=True),
+    sa.Column("task", sa.Integer, nullable=False),
+    sa.Column("recorded_at", UTCDateTime, nullable=False),
+    sa.UniqueConstraint("server", "project", "key", name="one_task_per_key"),
+    sqlite_autoincrement=True,
+)
+
+pulls_table = sa.Table(
+    "pulls",
+    metadata,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("project", sa.Integer, nullable=False, index=True),
+    sa.Column("seen_until", UTCDateTime, nullable=False),  # greatest updated_at of a task read
+    sa.Column("recorded_at", UTCDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+quarantine_table = sa.Table(
+    "quarantine",
+    metadata,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("project", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False, unique=True),  # of the raw record
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("raw", sa.JSON, nullable=False),
+    sa.Column("recorded_at", UTCDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+APPEND_ONLY = (
+    items_table,
+    events_table,
+    projects_table,
+    pushes_table,
+    tasks_table,
+    pulls_table,
+    quarantine_table,
+)
 
 
-def open_engine(url: str, create: bool) -> Engine:
-    """An engine whose database holds our tables.
-
-    Raises:
-        StoreError: the URL is malformed, its folder is missing or read-only, the database cannot
-            be reached, is no feedback store, is of a newer version, or is absent with `create`
-            off.
-        MissingDependencyError: the database's driver is not installed.
-    """
-    parsed = _parse(url)
-    name = parsed.render_as_string(hide_password=True)
-    sqlite = parsed.get_backend_name() == "sqlite"
-    if sqlite:
-        _check_file(name, parsed.database, create)
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {}
-    try:
-        engine = sa.create_engine(parsed, **options)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"feedback store {name}: the driver {error.name!r} is not installed. "
-            f"Fix: pip install {error.name}"
-        ) from error
-    if sqlite:
-        event.listen(engine, "connect", _on_connect)
-        event.listen(engine, "begin", _on_begin)
-    try:
-        with engine.connect().execution_options(writes=create) as connection:
-            if sqlite and create:
-                _use_wal(connection)
-            with connection.begin():
-                _check_or_create(connection, name, create)
-    except (sa.exc.DBAPIError, sqlite3.Error) as error:
-        engine.dispose()
-        raise StoreError(
-            f"feedback store {name}: cannot be opened ({getattr(error, 'orig', error)}). "
-            "Fix: check that it is a feedback store's database and that you may write to it."
-        ) from error
-    except StoreError:
-        engine.dispose()
-        raise
-    return engine
+def refusals(table: str) -> list[str]:
+    """SQLite statements that make a table append-only."""
+    return [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for verb in ("UPDATE", "DELETE")
+    ]
 
 
-def _parse(url: str) -> URL:
-    try:
-        parsed = sa.engine.make_url(url)
-        parsed.get_dialect()
-    except sa.exc.ArgumentError as error:
-        raise StoreError(
-            f"feedback store {url!r} is not a database URL. Fix: write sqlite:///feedback.db, or "
-            "another SQLAlchemy URL such as postgresql://user@host/name."
-        ) from error
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"feedback store: the driver {error.name!r} is not installed. "
-            f"Fix: pip install {error.name}"
-        ) from error
-    return parsed
-
-
-def _check_file(name: str, database: str | None, create: bool) -> None:
-    """SQLite says 'unable to open database file' for everything; say which it is."""
-    if not database or database == ":memory:" or database.startswith("file:"):
-        return
-    path = Path(database)
-    if path.is_dir():
-        raise StoreError(f"feedback store {name}: {path} is a folder. Fix: name a file in it.")
-    if path.exists():
-        return
-    if not create:
-        raise StoreError(f"feedback store {name}: no such file {path}. Fix: check the path.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise StoreError(
-            f"feedback store {name}: {path} cannot be created ({error.strerror}). "
-            "Fix: choose a folder you may write to."
-        ) from error
-
-
-def _on_connect(connection: Any, record: object) -> None:
-    """Let us begin transactions ourselves (sqlite3's own way begins them too late)."""
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _on_begin(connection: Connection) -> None:
-    """A writer takes the lock at once: upgrading a reader's lock later fails instead of waiting."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _use_wal(connection: Connection) -> None:
-    """Write-ahead logging lets readers go on while one process writes; it is kept in the file.
-
-    The switch needs the file for itself and ignores SQLite's busy time-out: try until it passes.
-    """
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            raw.execute("PRAGMA journal_mode=WAL").fetchone()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _check_or_create(connection: Connection, name: str, create: bool) -> None:
-    tables = set(sa.inspect(connection).get_table_names())
-    if not tables and create:
-        metadata.create_all(connection)
-        connection.execute(sa.insert(store_table).values(format=FORMAT, version=VERSION))
-        return
-    if store_table.name not in tables or {pairs_table.name, events_table.name} - tables:
-        holds = ", ".join(sorted(tables)[:5]) or "no tables"
-        raise StoreError(
-            f"feedback store {name}: this database is not a feedback store (it holds {holds}). "
-            "Fix: give the store a database of its own."
-        )
-    version = connection.scalar(
-        sa.select(store_table.c.version).where(store_table.c.format == FORMAT)
-    )
-    if version != VERSION:
-        raise StoreError(
-            f"feedback store {name}: format version {version}, but this Align reads {VERSION}. "
-            "Fix: use the Align that wrote it, or a newer one."
-        )
+for _table in APPEND_ONLY:
+    for _statement in refusals(_table.name):
+        event.listen(_table, "after_create", sa.DDL(_statement).execute_if(dialect="sqlite"))

@@ -113,7 +113,7 @@ def test_rows_cannot_be_changed_even_by_sql(url: str) -> None:
     with FeedbackStore(url) as store:
         store.add_comparison(ONE)
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        for statement in ("UPDATE events SET annotator='x'", "DELETE FROM pairs"):
+        for statement in ("UPDATE events SET annotator='x'", "DELETE FROM items"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
 

@@ -1,0 +1,1 @@
+"""One step per format version."""
