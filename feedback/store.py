@@ -120,7 +120,7 @@ class FeedbackStore:
     def add_items(self, items: Iterable[Item]) -> int:
         """Issue items of any kind in one transaction; returns how many were new."""
         rows = {item.id: asdict(item) for item in items}
-        return self._write(lambda connection: insert_new_items(connection, rows))
+        return self.write(lambda connection: insert_new_items(connection, rows))
 
     def add_comparison(
         self,
@@ -203,7 +203,7 @@ class FeedbackStore:
                     connection.execute(sa.insert(events_table).values(row))
                     last[annotation] = row
 
-        self._write(write)
+        self.write(write)
         return ids
 
     def add_skip(
@@ -223,7 +223,7 @@ class FeedbackStore:
         Raises:
             StoreError: the store has no such annotation.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             last = last_events(connection, [annotation]).get(annotation)
         if last is None:
             raise StoreError(f"feedback store {self.url}: no annotation {annotation!r} to delete.")
@@ -235,7 +235,7 @@ class FeedbackStore:
         query = sa.select(items_table).order_by(items_table.c.position)
         if kind is not None:
             query = query.where(items_table.c.kind == kind)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [item_of(dict(row)) for row in connection.execute(query).mappings()]
 
     def pairs(self) -> list[Pair]:
@@ -251,7 +251,7 @@ class FeedbackStore:
             adjudicated: the adjudications, which otherwise are left out.
         """
         kind = "adjudication" if adjudicated else "annotation"
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(current_events().where(events_table.c.kind == kind))
             return [judgement_of(dict(row)) for row in rows.mappings()]
 
@@ -270,13 +270,13 @@ class FeedbackStore:
         query = sa.select(events_table).order_by(events_table.c.position)
         if annotation is not None:
             query = query.where(events_table.c.annotation == annotation)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def counts(self) -> StoreCounts:
         """How much the store holds."""
         current = current_events().subquery()
-        with self._reading() as connection:
+        with self.reading() as connection:
             kinds = Counter(connection.scalars(sa.select(current.c.kind)))
             people = sa.select(sa.func.count(current.c.annotator.distinct()))
             count = sa.select(sa.func.count())
@@ -316,11 +316,12 @@ class FeedbackStore:
             if not unchanged(last_events(connection, [annotation]).get(annotation), row):
                 connection.execute(sa.insert(events_table).values(row))
 
-        self._write(write)
+        self.write(write)
         return annotation
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
+        """A connection to read with; failures become `StoreError`."""
         try:
             with self._engine.connect() as connection:
                 yield connection
@@ -330,7 +331,7 @@ class FeedbackStore:
                 "database is still there and whole."
             ) from error
 
-    def _write(self, work: Callable[[Connection], Result]) -> Result:
+    def write(self, work: Callable[[Connection], Result]) -> Result:
         """Run `work` in one transaction; once more when another writer added the same pair."""
         for attempt in (1, 2, 3):
             try:

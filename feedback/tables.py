@@ -107,6 +107,7 @@ pushes_table = sa.Table(
     sa.Column("project", sa.Integer, nullable=False, index=True),
     sa.Column("batch", sa.String(32), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),  # planned, then confirmed
+    sa.Column("after", sa.Integer, nullable=False),  # tasks of this batch have greater numbers
     sa.Column("keys", sa.JSON, nullable=False),  # of the tasks of the batch
     sa.Column("recorded_at", UTCDateTime, nullable=False),
     sqlite_autoincrement=True,

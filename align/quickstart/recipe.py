@@ -39,7 +39,7 @@ from reward.model import RewardModel
 from reward.preferences import preference_rows
 
 CONFIGS = Path(str(files("align.quickstart") / "configs"))
-PAIRS = 4800  # prompts whose two sampled answers people compare
+PAIRS = 4200  # prompts whose two sampled answers people compare
 DEMONSTRATIONS = 1500
 TEST_PROMPTS = 300
 HOLDOUT = 0.15  # of the pairs, by prompt; the stages' configs hold the same number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, S
 from align.engine.tokenizer import load_tokenizer
 from align.errors import ConfigError, Interrupted, MissingDependencyError, Problem
 from align.run import Run, fingerprint, write_json
+from feedback.agreement import wilson
 
 console = Console(stderr=True)
 
@@ -126,6 +127,34 @@ def load_data(
     for warning in card.get("warnings", []):
         run.warn(warning)
     return splits
+
+
+def held_out(data: Splits) -> dict[str, Dataset] | None:
+    """Validation and test rows by name, as a trainer's constructor takes and tokenises them."""
+    parts = {"validation": data.validation, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None} or None
+
+
+def measure_held_out(trainer: Any, prepared: Mapping[str, Dataset]) -> dict[str, Any]:
+    """The trainer's metrics on its prepared held-out rows, by split.
+
+    Where the trainer counts which answer it prefers, the share has its 95% Wilson interval
+    (`accuracy`, `low`, `high`, `n`). TRL averages over batches, so a short last batch weighs a
+    little more.
+    """
+    results: dict[str, Any] = {}
+    trainer.eval_dataset = dict(prepared)
+    for name, rows in prepared.items():
+        # By name: TRL's DPO refuses rows from outside once its reference has left memory.
+        prefix = "eval" if name == "validation" else name
+        found = trainer.evaluate(name, metric_key_prefix=prefix)
+        # DPO logs under eval_ whatever the prefix
+        rate = next((v for k, v in found.items() if k.endswith("rewards/accuracies")), None)
+        if rate is not None:
+            share = wilson(round(rate * len(rows)), len(rows))
+            found |= {"accuracy": rate, "low": share.low, "high": share.high, "n": len(rows)}
+        results[name] = found
+    return results
 
 
 def build_guards(

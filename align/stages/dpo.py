@@ -27,7 +27,9 @@ from align.run import Run, fingerprint, read_jsonl
 from align.stages.common import (
     build_guards,
     console,
+    held_out,
     load_data,
+    measure_held_out,
     model_kwargs,
     open_tokenizer,
     save_model,
@@ -107,18 +109,18 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         ref_model=reference,
         args=args,
         train_dataset=data.train,
-        eval_dataset=data.validation,
+        eval_dataset=held_out(data),
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
     )
+    prepared: Any = trainer.eval_dataset or {}
+    trainer.eval_dataset = prepared.get("validation")
     if not resume:
         check_margin(trainer)
     train(trainer, config, run, resume=resume)
     warn_of_lost_likelihood(run)
-    results: dict[str, Any] = {"steps": trainer.state.global_step}
-    if data.validation is not None:
-        results["validation"] = trainer.evaluate()
+    results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}
     save_model(trainer.model, tokenizer, run.model)
     run.finish(**results)
 

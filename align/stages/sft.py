@@ -19,7 +19,9 @@ from align.engine.trainers import SFTTrainer
 from align.run import Run, fingerprint
 from align.stages.common import (
     build_guards,
+    held_out,
     load_data,
+    measure_held_out,
     model_kwargs,
     open_tokenizer,
     save_model,
@@ -67,14 +69,12 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
     # TRL tokenises what its constructor is given: the test rows pass through it too.
-    parts = {"validation": data.validation, "test": data.test}
-    held_out = {name: part for name, part in parts.items() if part is not None} or None
     trainer = build_trainer(
         SFTTrainer,
         model=model,
         args=args,
         train_dataset=data.train,
-        eval_dataset=held_out,
+        eval_dataset=held_out(data),
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
@@ -82,11 +82,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     prepared: Any = trainer.eval_dataset or {}
     trainer.eval_dataset = prepared.get("validation")
     train(trainer, config, run, resume=resume)
-    results: dict[str, Any] = {"steps": trainer.state.global_step}
-    if data.validation is not None:
-        results["validation"] = trainer.evaluate()
-    if data.test is not None:
-        results["test"] = trainer.evaluate(prepared["test"], metric_key_prefix="test")
+    results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}
     save_model(trainer.model, tokenizer, run.model)
     run.finish(**results)
 
