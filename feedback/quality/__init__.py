@@ -1,0 +1,1 @@
+"""How far judgements can be trusted: agreement, reliability, annotators, disputed pairs."""
