@@ -1,18 +1,29 @@
 """From judgements to the rows that reward models and DPO learn from.
 
 Rows are TRL's preference format with an explicit prompt; a conversational prompt gets
-conversational answers. Ties teach neither trainer anything: they are dropped and counted.
+conversational answers. Under hard labels a tie teaches nothing: it is dropped and counted. Under
+soft labels it stays, and teaches that the answers are equally good.
+
+TRL 1.16 reads no soft label of a row: its collators keep only the token ids (and, in RewardTrainer,
+`margin`), and DPO's `label_smoothing` is one number for all rows. `expand_soft` therefore repeats
+rows, each pair equally often and turned round in the share 1 - P: the mean of the logistic loss
+over the copies is the soft label's cross-entropy, and so is its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from feedback.aggregate import Verdict
 from feedback.aggregate import aggregate as aggregate_votes
+from feedback.errors import DataError
+from feedback.quality.soft import SoftMethod, soft_labels
 from feedback.schema import Comparison, Message, Text
+
+SoftMode = Literal["column", "rows"]
+MOST_COPIES = 12  # of a pair, unless asked for; meets the votes of 1, 2, 3 or 6 people exactly
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,8 @@ class Preferences:
     rows: list[dict[str, Any]] = field(default_factory=list)
     comparisons: int = 0  # judgements read
     pairs: int = 0  # different pairs among them
-    ties: int = 0  # pairs (or judgements, without aggregation) that name no better answer
+    ties: int = 0  # pairs (or judgements, without aggregation) that name no better answer;
+    # left out of the rows, but for soft ones
     contested: int = 0  # pairs whose judgements were not unanimous
 
 
@@ -32,6 +44,8 @@ def preferences(
     aggregate: bool = True,
     margin: bool = False,
     weight: bool = False,
+    soft: SoftMode | None = None,
+    labels: SoftMethod | Mapping[str, float] = "votes",
 ) -> Preferences:
     """Preference rows with counts.
 
@@ -44,8 +58,24 @@ def preferences(
             RewardTrainer subtracts it inside the loss whenever the column is there.
         weight: add `weight`, |2 s - 1| for a share s of the votes: 1 unanimous, 0 a tie. TRL's
             trainers drop the column; it is for losses that read it.
+        soft: `column` adds `soft_label`, P(chosen is better) in [0.5, 1], for losses that read it;
+            `rows` repeats rows instead, see `expand_soft`. Pairs at one half are kept.
+        labels: where soft labels come from: a method of `soft_labels`, or P(a better) by pair id.
+
+    Raises:
+        DataError: `labels` lacks a pair or holds something that is no probability.
+        ValueError: `soft` with a margin, a weight or without aggregation, or an unknown mode.
     """
     items = list(comparisons)
+    if soft is not None:
+        if soft not in get_args(SoftMode):
+            raise ValueError(f"soft must be one of {get_args(SoftMode)} or None, not {soft!r}.")
+        if margin or weight or not aggregate:
+            raise ValueError(
+                "soft labels already say how sure the votes are. Fix: leave margin and weight off "
+                "and aggregate on."
+            )
+        return _soft_preferences(items, labels, soft)
     verdicts = aggregate_votes(items)
     chosen = verdicts if aggregate else [aggregate_votes([item])[0] for item in items]
     rows = [
@@ -66,12 +96,93 @@ def preference_rows(
     *,
     margin: bool = False,
     weight: bool = False,
+    soft: SoftMode | None = None,
+    labels: SoftMethod | Mapping[str, float] = "votes",
 ) -> list[dict[str, Any]]:
-    """The rows of `preferences`: `prompt`, `chosen`, `rejected`, and `margin`, `weight` on demand.
+    """The rows of `preferences`: `prompt`, `chosen`, `rejected`, and further columns on demand.
 
     Answers are text beside a text prompt, [assistant message] beside a conversation.
     """
-    return preferences(comparisons, aggregate=aggregate, margin=margin, weight=weight).rows
+    found = preferences(
+        comparisons, aggregate=aggregate, margin=margin, weight=weight, soft=soft, labels=labels
+    )
+    return found.rows
+
+
+def expand_soft(
+    rows: Sequence[Mapping[str, Any]], copies: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows without `soft_label`, each repeated so that a logistic loss sees the soft label.
+
+    A row with soft label p becomes `copies` rows, of which the nearest whole number to p * copies
+    stand as they are and the rest have chosen and rejected exchanged. Expand the training rows
+    only, after splitting and removing duplicates, and shuffle.
+
+    Args:
+        rows: rows with `soft_label`.
+        copies: of each row; default: the fewest, up to `MOST_COPIES`, that meet every label
+            exactly, else `MOST_COPIES`, which meets each to within 1/24.
+
+    Raises:
+        DataError: a row without a soft label in [0, 1].
+        ValueError: `copies` below 1.
+    """
+    if copies is not None and copies < 1:
+        raise ValueError(f"copies must be at least 1, not {copies}.")
+    shares = [_probability(row.get("soft_label"), f"row {i}") for i, row in enumerate(rows)]
+    times = copies or _fewest_copies(shares)
+    expanded = []
+    for row, share in zip(rows, shares, strict=True):
+        kept = {name: value for name, value in row.items() if name != "soft_label"}
+        turned = kept | {"chosen": kept["rejected"], "rejected": kept["chosen"]}
+        stand = int(share * times + 0.5)
+        expanded += [dict(kept) for _ in range(stand)]
+        expanded += [dict(turned) for _ in range(times - stand)]
+    return expanded
+
+
+def _soft_preferences(
+    items: list[Comparison], labels: SoftMethod | Mapping[str, float], soft: SoftMode
+) -> Preferences:
+    known = soft_labels(items, labels) if isinstance(labels, str) else labels
+    verdicts = aggregate_votes(items)
+    rows, ties = [], 0
+    for verdict in verdicts:
+        share = _probability(known.get(verdict.pair), f"pair {verdict.pair}")
+        ties += share == 0.5
+        answers = [verdict.response_a, verdict.response_b]
+        if share < 0.5:
+            answers.reverse()
+        chosen, rejected = (_answer(text, verdict.prompt) for text in answers)
+        label = max(share, 1 - share)
+        rows.append(
+            {
+                "prompt": verdict.prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+                "soft_label": label,
+            }
+        )
+    return Preferences(
+        rows=rows if soft == "column" else expand_soft(rows),
+        comparisons=len(items),
+        pairs=len(verdicts),
+        ties=ties,
+        contested=sum(not verdict.unanimous for verdict in verdicts),
+    )
+
+
+def _fewest_copies(shares: Sequence[float]) -> int:
+    for times in range(1, MOST_COPIES):
+        if all(abs(share * times - round(share * times)) < 1e-6 for share in shares):
+            return times
+    return MOST_COPIES
+
+
+def _probability(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"{where} needs a soft label in [0, 1], but has {value!r}.")
+    return float(value)
 
 
 def _row(verdict: Verdict, *, margin: bool, weight: bool) -> dict[str, Any]:
