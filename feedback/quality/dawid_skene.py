@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from feedback.errors import DataError
 from feedback.quality.votes import LABELS, Vote, VoteTable, label_votes, vote_table
@@ -62,7 +63,7 @@ def dawid_skene(
     labels: Sequence[Hashable] | None = None,
     mirror: Mapping[Hashable, Hashable] | None = None,
     smoothing: float = 0.0,
-    tolerance: float = 1e-11,
+    tolerance: float = 1e-9,
     max_iterations: int = 2000,
 ) -> DawidSkene:
     """Fit Dawid and Skene's model by EM.
@@ -87,13 +88,14 @@ def dawid_skene(
     table = vote_table(votes, labels)
     _need_overlap(table)
     flip = _flip(table.labels, mirror)
+    said = _one_hot(table)
     shares = table.counts()
     posterior = shares / shares.sum(axis=1, keepdims=True)
     objective: list[float] = []
     converged = False
     for _ in range(max_iterations):
-        prior, confusion = _maximise(table, posterior, flip, smoothing)
-        posterior, likelihood = _expect(table, prior, confusion)
+        prior, confusion = _maximise(said, posterior, flip, smoothing)
+        posterior, likelihood = _expect(said, prior, confusion)
         objective.append(likelihood + _log_prior(confusion, smoothing))
         if len(objective) > 1 and objective[-1] - objective[-2] < tolerance * len(table.item):
             converged = True
@@ -122,16 +124,19 @@ def dawid_skene_pairs(comparisons: Iterable[Comparison], *, smoothing: float = 0
     return dawid_skene(votes, labels=LABELS, mirror=MIRROR, smoothing=smoothing)
 
 
-def _maximise(
-    table: VoteTable, posterior: NDArray[np.float64], flip: NDArray[np.intp], smoothing: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    people, width = len(table.annotators), len(table.labels)
+def _one_hot(table: VoteTable) -> csr_array:
+    """Votes as a sparse matrix: items by (annotator, label)."""
+    width = len(table.labels)
+    shape = (len(table.items), len(table.annotators) * width)
     cell = table.annotator * width + table.label
-    weights = posterior[table.item]  # (V, L)
-    counts = np.empty((people, width, width))  # (K, true, said)
-    for j in range(width):
-        mass = np.bincount(cell, weights[:, j], minlength=people * width)
-        counts[:, j, :] = mass.reshape(people, width)
+    return csr_array((np.ones(len(cell)), (table.item, cell)), shape=shape)
+
+
+def _maximise(
+    said: csr_array, posterior: NDArray[np.float64], flip: NDArray[np.intp], smoothing: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    width = posterior.shape[1]
+    counts = (said.T @ posterior).reshape(-1, width, width).transpose(0, 2, 1)  # (K, true, said)
     counts = (counts + counts[:, flip][:, :, flip]) / 2 + smoothing
     totals = counts.sum(axis=2, keepdims=True)
     # A class in which an annotator has no votes leaves the row free: uniform says nothing.
@@ -141,16 +146,12 @@ def _maximise(
 
 
 def _expect(
-    table: VoteTable, prior: NDArray[np.float64], confusion: NDArray[np.float64]
+    said: csr_array, prior: NDArray[np.float64], confusion: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
     """Posterior (N, L) and the log-likelihood of all votes."""
-    size, width = len(table.items), len(table.labels)
     with np.errstate(divide="ignore"):  # log 0 = -inf is right: impossible
-        said = np.log(confusion)[table.annotator, :, table.label]  # (V, L)
-        start = np.log(prior)
-    logs = np.empty((size, width))
-    for j in range(width):
-        logs[:, j] = start[j] + np.bincount(table.item, said[:, j], minlength=size)
+        weights = np.log(confusion).transpose(0, 2, 1).reshape(-1, len(prior))
+        logs = np.log(prior) + said @ weights
     top = logs.max(axis=1, keepdims=True)
     joint = np.exp(logs - top)
     totals = joint.sum(axis=1, keepdims=True)

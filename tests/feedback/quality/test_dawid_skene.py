@@ -34,7 +34,7 @@ def crowd_kit(votes, labels, items, steps: int) -> np.ndarray:
 
 
 def test_posteriors_equal_crowd_kits_numbers(make_votes) -> None:
-    found = dawid_skene(make_votes(0), labels=LABELS).posteriors()
+    found = dawid_skene(make_votes(0), labels=LABELS, tolerance=1e-12).posteriors()
     for item, expected in CROWD_KIT.items():
         assert list(found[item].values()) == pytest.approx(expected, abs=1e-5)
 
