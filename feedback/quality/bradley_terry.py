@@ -11,7 +11,8 @@ and says first, second or tie with the probabilities of Rao and Kupper (JASA 62,
 which with tau = 0 is the model of Bradley and Terry (Biometrika 39, 1952), and with gamma one with
 an order effect. s is a policy's strength in logits, beta an annotator's reliability (its geometric
 mean is 1), gamma the liking for what is shown first, tau half the width of the tie band. It is the
-model that `feedback.simulate` draws from. Leaves out prompts and how much better an answer is.
+model that `feedback.simulate` draws from. Leaves out how much better an answer is, and the prompt:
+several votes on one pair count as independent, so the errors are too small where pairs overlap.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class BradleyTerry:
     log_likelihood: float  # without the penalty
     n: int  # judgements used
     left_out: int  # judgements that do not name both policies
+    converged: bool
 
     def probability(self, first: str, second: str) -> float:
         """P(`first` is preferred) by an average annotator without position bias or ties.
@@ -152,6 +154,9 @@ def fit_bradley_terry(
         log_likelihood=_log_likelihood(best, data)[0],
         n=len(used),
         left_out=len(items) - len(used),
+        converged=bool(
+            result.success or np.abs(result.jac[free.penalised]).max() < 1e3 * GRADIENT_TOLERANCE
+        ),
     )
 
 

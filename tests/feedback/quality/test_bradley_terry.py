@@ -95,6 +95,7 @@ def test_simulated_people_are_recovered() -> None:
     ]
     truth = {"best": 1.0, "good": 0.4, "poor": -0.4, "worst": -1.0}
     found = fit_bradley_terry(simulated(people, truth, n=16000))
+    assert found.converged
     assert list(found.strengths) == ["best", "good", "poor", "worst"]
     by_name = {fit.annotator: fit for fit in found.annotators}
     betas = [by_name[p.name].reliability for p in people]
