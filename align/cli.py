@@ -21,6 +21,7 @@ from rich.console import Console
 
 from align import __version__
 from align.errors import AlignError, ConfigError
+from align.feedback_cli import app as feedback_app
 
 app = typer.Typer(
     name="align",
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(feedback_app, name="feedback")
 errors = Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration of the stage.", metavar="CONFIG")]

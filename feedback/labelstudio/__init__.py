@@ -1,0 +1,1 @@
+"""Label Studio: people see only this. Projects, tasks out, annotations back."""

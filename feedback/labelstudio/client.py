@@ -1,0 +1,198 @@
+"""A thin client of Label Studio's API, on the connection of label-studio-sdk.
+
+The SDK signs in (legacy token, or a personal access token that it refreshes) and is used for
+nothing else: its models turn a task's annotations into text, and it repeats a POST three times,
+which can import the same tasks three times. Here nothing that writes is repeated; `DoubtfulError`
+says that a request may or may not have happened, and the caller finds out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from feedback.errors import LabelStudioError, MissingDependencyError
+
+Json = dict[str, Any]
+PAGE = 500
+INSTALL = 'pip install "align-rlhf[labelstudio]"'
+
+
+class DoubtfulError(LabelStudioError):
+    """The answer to a request was lost: it may or may not have happened on the server."""
+
+
+class LabelStudioClient:
+    """Calls by name, JSON in and out; every wait has a time-out."""
+
+    def __init__(self, url: str, token: str, timeout: float = 120.0):
+        """Prepare a connection; nothing is sent yet.
+
+        Args:
+            url: such as http://localhost:8080.
+            token: legacy or personal access token of a user.
+            timeout: seconds to wait for one answer.
+
+        Raises:
+            MissingDependencyError: label-studio-sdk is not installed.
+            LabelStudioError: the URL is not one.
+        """
+        try:
+            from label_studio_sdk import LabelStudio
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"Label Studio: {error.name} is not installed. Fix: {INSTALL}"
+            ) from error
+        if not url.startswith(("http://", "https://")):
+            raise LabelStudioError(
+                f"Label Studio: {url!r} is not a URL. Fix: write http://HOST:PORT."
+            )
+        self.url = url.rstrip("/")
+        self._sdk = LabelStudio(base_url=self.url, api_key=token, timeout=timeout)
+
+    def request(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Any = None
+    ) -> Any:
+        """One request, sent once; its answer as JSON (None where there is none).
+
+        Raises:
+            DoubtfulError: the connection broke, timed out, or the server failed (500 and above).
+            LabelStudioError: the server refused: token, permission, unknown object, bad request.
+        """
+        import httpx
+        from label_studio_sdk.core.api_error import ApiError
+
+        where = f"Label Studio at {self.url}: {method} {path}"
+        try:
+            wrapper = self._sdk._client_wrapper  # the SDK has no public way to send a request
+            answer = wrapper.httpx_client.request(
+                path,
+                method=method,
+                params=dict(params) if params else None,
+                json=body,
+                request_options={"max_retries": 0},
+            )
+        except httpx.ConnectError as error:
+            raise DoubtfulError(
+                f"{where}: no connection ({error}). Fix: check that the server runs and the URL."
+            ) from error
+        except httpx.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise DoubtfulError(
+                f"{where}: the connection broke ({what}). Fix: try again."
+            ) from error
+        except ApiError as error:  # while exchanging a personal access token
+            raise LabelStudioError(
+                f"{where}: the token was refused ({error.status_code}). {_TOKEN}"
+            ) from error
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise DoubtfulError(
+                f"{where}: the server answered {answer.status_code}. Fix: try again."
+            )
+        if answer.status_code in (401, 403):
+            raise LabelStudioError(f"{where}: {answer.status_code}, access refused. {_TOKEN}")
+        if answer.status_code >= 400:
+            raise LabelStudioError(f"{where}: {answer.status_code}, {answer.text[:300]}")
+        return answer.json() if answer.content else None
+
+    def check(self) -> Json:
+        """Who the token belongs to.
+
+        Raises:
+            LabelStudioError: no server, or the token is refused.
+        """
+        user: Json = self.request("GET", "api/current-user/whoami")
+        return user
+
+    def users(self) -> dict[int, str]:
+        """E-mail addresses by user number."""
+        return {user["id"]: user["email"] for user in self.request("GET", "api/users")}
+
+    def create_project(self, **fields: Any) -> Json:
+        """Create a project from fields of the API (title, label_config, ...)."""
+        project: Json = self.request("POST", "api/projects/", body=fields)
+        return project
+
+    def project(self, number: int) -> Json:
+        """A project's settings and counts."""
+        project: Json = self.request("GET", f"api/projects/{number}/")
+        return project
+
+    def update_project(self, number: int, **fields: Any) -> None:
+        """Change fields of a project."""
+        self.request("PATCH", f"api/projects/{number}/", body=fields)
+
+    def import_tasks(self, project: int, data: Sequence[Json]) -> list[int]:
+        """Import tasks in one request; their numbers, in the order given."""
+        answer = self.request(
+            "POST",
+            f"api/projects/{project}/import",
+            params={"return_task_ids": "true"},
+            body=[{"data": item} for item in data],
+        )
+        return list(answer["task_ids"])
+
+    def tasks(
+        self, project: int, filters: Sequence[Json] = (), *, fields: Sequence[str] = ()
+    ) -> Iterator[Json]:
+        """Tasks of a project, page by page, by number.
+
+        Args:
+            project: its number.
+            filters: conditions that all hold, see `condition`.
+            fields: only these, which is many times faster; by default all, annotations included.
+        """
+        query: Json = {"ordering": ["tasks:id"]}
+        if filters:
+            query["filters"] = {"conjunction": "and", "items": list(filters)}
+        params: Json = {"project": project, "page_size": PAGE, "query": json.dumps(query)}
+        params |= (
+            {"fields": "task_only", "include": ",".join(fields)} if fields else {"fields": "all"}
+        )
+        seen, page = 0, 1
+        while True:
+            answer = self.request("GET", "api/tasks", params=params | {"page": page})
+            yield from answer["tasks"]
+            seen, page = seen + len(answer["tasks"]), page + 1
+            if not answer["tasks"] or seen >= answer["total"]:
+                return
+
+    def annotations(self, task: int) -> list[Json]:
+        """The annotations of one task, skips included."""
+        found: list[Json] = self.request("GET", f"api/tasks/{task}/annotations/")
+        return found
+
+    def create_annotation(self, task: int, **fields: Any) -> Json:
+        """Submit an annotation as a person would (result, lead_time, was_cancelled, ...)."""
+        made: Json = self.request("POST", f"api/tasks/{task}/annotations/", body=fields)
+        return made
+
+    def update_annotation(self, annotation: int, **fields: Any) -> Json:
+        """Change an annotation."""
+        made: Json = self.request("PATCH", f"api/annotations/{annotation}/", body=fields)
+        return made
+
+    def delete_annotation(self, annotation: int) -> None:
+        """Delete an annotation on the server; the store keeps its versions."""
+        self.request("DELETE", f"api/annotations/{annotation}/")
+
+    def delete_task(self, task: int) -> None:
+        """Delete a task and what hangs on it."""
+        self.request("DELETE", f"api/tasks/{task}/")
+
+
+def condition(name: str, operator: str, kind: str, value: Any) -> Json:
+    """A filter of the task list, such as ("updated_at", "greater", "Datetime", "2026-...")."""
+    return {
+        "filter": f"filter:tasks:{name}",
+        "operator": operator,
+        "type": kind,
+        "value": value,
+    }
+
+
+_TOKEN = (
+    "Fix: copy the token from the server's Account & Settings page; legacy tokens must be enabled "
+    "there, and a personal token may have expired."
+)

@@ -1,0 +1,200 @@
+"""Items out to a project: each exactly once, whatever breaks on the way.
+
+A batch is written into the store's journal before it is sent and confirmed after. When the answer
+is lost (connection, time-out, kill -9 of either side) nobody knows whether the server has the
+tasks, so the next step asks it: tasks carry their key, and those of a lost batch have greater
+numbers than any the journal knew when the batch was planned. Only what is missing is sent again;
+what came twice, and nobody has labelled, is deleted.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from feedback.errors import LabelStudioError
+from feedback.labelstudio.client import DoubtfulError, LabelStudioClient, condition
+from feedback.labelstudio.journal import Batch, Journal, Project
+from feedback.labelstudio.projects import check_config
+from feedback.labelstudio.tasks import item_of_key, task_data, task_keys
+from feedback.schema import Item
+from feedback.store import FeedbackStore
+
+ATTEMPTS = 6  # at one batch, waiting 1, 2, 4, ... seconds between
+SETTLE = 1.0  # seconds between two looks that must agree: the server may still be importing
+
+
+@dataclass
+class PushReport:
+    """What a push did."""
+
+    sent: int = 0  # tasks confirmed by this push
+    known: int = 0  # that the project had already
+    recovered: int = 0  # that an earlier, broken push had brought over
+    removed: int = 0  # copies deleted
+
+
+def push(
+    client: LabelStudioClient,
+    store: FeedbackStore,
+    project: Project,
+    items: Iterable[Item],
+    *,
+    twins: bool = False,
+    batch_size: int = 1000,
+    wait: Callable[[float], None] = time.sleep,
+    progress: Callable[[int], None] = lambda sent: None,
+) -> PushReport:
+    """Bring items to a project that does not have them yet; run it again at any time.
+
+    Args:
+        client: of the project's server.
+        store: holds the items and the journal.
+        project: where to.
+        items: of the project's kind.
+        twins: ask pairs a second time with the answers turned.
+        batch_size: tasks a request.
+        wait: sleeps between attempts.
+        progress: called with the number of tasks sent so far.
+
+    Raises:
+        LabelStudioError: a wrong kind, an edited configuration, or a server that refuses or stays
+            out of reach; what was confirmed until then stays, and the next push goes on.
+    """
+    check_config(client, project)
+    journal, report = Journal(store, project), PushReport()
+    for batch in journal.open_batches():
+        found, removed = settle(client, journal, batch, wait)
+        journal.confirm(batch, found)
+        report.recovered += len(found)
+        report.removed += removed
+    known = journal.tasks()
+    after = max(known.values(), default=0)
+    for wanted in _batches(items, project, twins, batch_size):
+        new = {key: item for key, item in wanted.items() if key not in known}
+        report.known += len(wanted) - len(new)
+        if not new:
+            continue
+        batch = Batch(uuid.uuid4().hex, tuple(new), after)
+        store.add_items(new.values())
+        journal.plan(batch)
+        tasks, removed = _send(client, journal, batch, new, wait)
+        journal.confirm(batch, tasks)
+        known |= tasks
+        after = max(after, *tasks.values())
+        report.sent += len(tasks)
+        report.removed += removed
+        progress(report.sent)
+    return report
+
+
+def settle(
+    client: LabelStudioClient, journal: Journal, batch: Batch, wait: Callable[[float], None]
+) -> tuple[dict[str, int], int]:
+    """Which tasks of a doubtful batch the server has, and how many copies were deleted.
+
+    The server may still be importing when it is asked, so two looks in a row must agree.
+    """
+    wanted = set(batch.keys)
+    before: dict[str, list[tuple[int, int]]] | None = None
+    for attempt in range(ATTEMPTS):
+        try:
+            now = _look(client, journal.project.project, batch.after, wanted)
+        except DoubtfulError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            before = None
+            wait(2.0**attempt)
+            continue
+        if now == before:
+            break
+        before = now
+        wait(SETTLE)
+    assert before is not None
+    removed = 0
+    found: dict[str, int] = {}
+    for key, copies in before.items():
+        # The one that people have labelled stays, or else the first.
+        keep, *rest = sorted(copies, key=lambda copy: (-copy[1], copy[0]))
+        found[key] = keep[0]
+        for task, labelled in rest:
+            if not labelled:
+                client.delete_task(task)
+                removed += 1
+    return found, removed
+
+
+def _send(
+    client: LabelStudioClient,
+    journal: Journal,
+    batch: Batch,
+    new: dict[str, Item],
+    wait: Callable[[float], None],
+) -> tuple[dict[str, int], int]:
+    """Send a batch until the server has all of it; task numbers by key, and copies deleted."""
+    missing, found, removed = list(batch.keys), dict[str, int](), 0
+    for attempt in range(ATTEMPTS):
+        try:
+            data = [task_data(new[key], key) for key in missing]
+            numbers = client.import_tasks(journal.project.project, data)
+            if len(numbers) != len(missing):
+                raise DoubtfulError(
+                    f"Label Studio at {client.url}: {len(missing)} tasks sent, {len(numbers)} "
+                    "confirmed."
+                )
+            found |= dict(zip(missing, numbers, strict=True))
+            if attempt == 0:
+                return found, 0
+        except DoubtfulError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            wait(2.0**attempt)
+        # Something went wrong at least once: believe the server, not our memory.
+        found, gone = settle(client, journal, batch, wait)
+        removed += gone
+        missing = [key for key in batch.keys if key not in found]
+        if not missing:
+            return found, removed
+    raise LabelStudioError(
+        f"Label Studio at {client.url}: {len(missing)} of {len(batch.keys)} tasks of a batch did "
+        f"not arrive in {ATTEMPTS} attempts. Fix: look at the server's log, then push again."
+    )
+
+
+def _look(
+    client: LabelStudioClient, project: int, after: int, wanted: set[str]
+) -> dict[str, list[tuple[int, int]]]:
+    """(task number, labels) of every task with a wanted key, by key."""
+    newer = [condition("id", "greater", "Number", after)] if after else []
+    fields = ("id", "data", "total_annotations", "cancelled_annotations")
+    found = defaultdict[str, list[tuple[int, int]]](list)
+    for task in client.tasks(project, newer, fields=fields):
+        key = task["data"].get("key")
+        if key in wanted:
+            labels = task["total_annotations"] + task["cancelled_annotations"]
+            found[key].append((task["id"], labels))
+    return dict(found)
+
+
+def _batches(
+    items: Iterable[Item], project: Project, twins: bool, size: int
+) -> Iterator[dict[str, Item]]:
+    """Items by task key, `size` tasks at a time."""
+    batch: dict[str, Item] = {}
+    for item in items:
+        if item.kind != project.kind:
+            raise LabelStudioError(
+                f"item {item.id} is a {item.kind}; project {project.name!r} asks for "
+                f"{project.kind}s. Fix: push it to a project of its kind."
+            )
+        for key in task_keys(item, twins=twins):
+            assert item_of_key(key) == item.id
+            batch[key] = item
+        if len(batch) >= size:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
