@@ -101,7 +101,7 @@ def keys_on(client, project):
 def test_a_push_through_a_fault_is_exact(client, store, pairs, proxied, kind):
     proxy, patchy, project = proxied
     items = pairs(30)
-    proxy.faults = [("POST", "/import", kind), ("POST", "/import", kind), ("GET", "/tasks", 500)]
+    proxy.faults = [("POST", "/import", kind), ("POST", "/import", kind), ("GET", "/tasks", 502)]
     report = push(patchy, store, project, items, batch_size=10, wait=lambda s: time.sleep(s / 10))
     assert report.sent == 30
     assert proxy.happened.count(kind) == 2
