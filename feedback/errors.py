@@ -42,3 +42,9 @@ class MissingDependencyError(AlignError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
 
     exit_code = 9
+
+
+class LabelStudioError(AlignError):
+    """A Label Studio server, or a project on it, cannot be used."""
+
+    exit_code = 10
