@@ -114,6 +114,8 @@ def test_copies_are_the_fewest_that_are_exact() -> None:
     assert size(0.987) == 12  # no exact number: the nearest twelfth
     rows = expand_soft([{"chosen": "x", "rejected": "y", "soft_label": 0.72}], copies=10)
     assert [row["chosen"] for row in rows] == ["x"] * 7 + ["y"] * 3
+    rows = expand_soft([{"chosen": "x", "rejected": "y", "soft_label": 0.76}], copies=10)
+    assert [row["chosen"] for row in rows] == ["x"] * 8 + ["y"] * 2
     assert expand_soft([]) == []
 
 

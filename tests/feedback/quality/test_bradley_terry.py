@@ -102,6 +102,7 @@ def test_simulated_people_are_recovered() -> None:
     expected = np.array([1 / p.temperature for p in people])
     scale = np.exp(np.log(expected).mean())
     np.testing.assert_allclose(betas, expected / scale, rtol=0.15)
+    assert np.log(betas).sum() == pytest.approx(0.0, abs=1e-9)
     for name, value in truth.items():
         assert found.strengths[name] == pytest.approx(value * scale, abs=0.1)
         assert 0.005 < found.errors[name] < 0.1
