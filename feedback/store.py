@@ -38,7 +38,7 @@ from feedback.records import (
     pair_of,
     row_of_judgement,
 )
-from feedback.schema import Comparison, Item, Judgement, Kind, Pair, Text, pair_id
+from feedback.schema import Comparison, Correction, Item, Judgement, Kind, Pair, Text, pair_id
 from feedback.tables import events_table, items_table
 
 Result = TypeVar("Result")
@@ -180,9 +180,16 @@ class FeedbackStore:
         named = [_named_item(judgement) for judgement in said]
 
         def write(connection: Connection) -> None:
-            stored = find_items(connection, [name for name in named if name])
+            known = find_items(connection, [name for name in named if name])
+            # A correction may name the item that another judgement of this call brings along.
+            brought = [
+                item_of_judgement(judgement)
+                for name, judgement in zip(named, said, strict=True)
+                if name not in known and not isinstance(judgement, Correction)
+            ]
+            known |= {item.id: item for item in brought}
             items = [
-                stored.get(name) or item_of_judgement(judgement)
+                known.get(name) or item_of_judgement(judgement)
                 for name, judgement in zip(named, said, strict=True)
             ]
             insert_new_items(connection, {item.id: asdict(item) for item in items})

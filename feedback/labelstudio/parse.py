@@ -7,7 +7,6 @@ refused; nothing is dropped in silence.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +32,9 @@ from feedback.schema import (
     Rating,
     Thumb,
 )
+
+
+LONGEST = 1e9  # seconds; a number past it is no time anybody took
 
 
 class MisfitError(ValueError):
@@ -184,8 +186,9 @@ def _text(entry: Any, name: str) -> str:
 
 
 def _lead_time(value: Any) -> float | None:
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if fine and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= LONGEST else None  # NaN is neither
 
 
 def _time(value: Any) -> datetime:

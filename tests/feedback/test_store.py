@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from feedback.errors import DataError, MissingDependencyError, StoreError
-from feedback.schema import Comparison, pair_id
+from feedback.schema import Comparison, Correction, pair_id
 from feedback.store import FeedbackStore
 from feedback.tables import metadata, store_table
 
@@ -247,3 +247,26 @@ def test_processes_writing_at_once_lose_and_double_nothing(url: str) -> None:
         judged = {(c.prompt, c.annotator) for c in store.comparisons()}
     assert (counts.pairs, counts.comparisons, counts.annotators) == (100, 300, 3)
     assert len(judged) == 300
+
+
+def test_a_correction_belongs_to_the_pair_that_comes_with_it(url: str) -> None:
+    pair = pair_id(CHAT, ONE.response_a, ONE.response_b)
+    better = Correction(CHAT, ONE.response_a, "On its way, until Monday.", "ann", item=pair)
+    with FeedbackStore(url) as store:
+        for _ in range(2):
+            store.add_judgements([better, ONE], annotations=["7c", "7"])
+        assert [item.kind for item in store.items()] == ["pair"]
+        assert store.counts().events == 2
+        (kept,) = [j for j in store.judgements() if isinstance(j, Correction)]
+        assert (kept.response, kept.item) == (ONE.response_a, pair)
+
+
+def test_an_adjudication_settles_a_pair_and_the_votes_stay(url: str) -> None:
+    with FeedbackStore(url) as store:
+        store.add_comparisons([ONE, replace(ONE, annotator="bob", label="b")])
+        other = replace(ONE, response_b="Somewhere.")
+        store.add_comparison(other)
+        store.add_judgements([replace(ONE, annotator="lead", label="tie")], adjudicated=True)
+        assert [c.annotator for c in store.comparisons()] == ["ann", "bob", "ann"]
+        settled = {(c.response_b, c.annotator, c.label) for c in store.settled()}
+        assert settled == {("Somewhere.", "ann", "a"), ("No idea.", "lead", "tie")}
