@@ -33,7 +33,6 @@ from feedback.schema import (
     Thumb,
 )
 
-
 LONGEST = 1e9  # seconds; a number past it is no time anybody took
 
 

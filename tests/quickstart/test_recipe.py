@@ -109,7 +109,7 @@ def test_the_summary_is_computed_from_the_evaluations(finished):
         path = page.parent / f"seed-{run['seed']}" / "evaluate" / "evaluation.json"
         assert json.loads(path.read_text(encoding="utf-8"))["win_rates"] == run["win_rates"]
         assert 0 <= run["reward_model"]["accuracy"] <= 1
-        assert 0 < run["reward_model"]["annotator_consistency"]["n"]
+        assert run["reward_model"]["annotator_consistency"]["n"] > 0
 
 
 def test_an_unknown_judge_and_no_seed_are_refused(tmp_path):
