@@ -22,7 +22,8 @@ from feedback.labelstudio.journal import Journal, Project, add_project
 from feedback.labelstudio.pull import pull
 from feedback.labelstudio.push import push
 
-pytestmark = pytest.mark.labelstudio
+# The first test may have to install the server.
+pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 
 
 class Proxy:

@@ -18,7 +18,8 @@ from feedback.labelstudio.templates import Template
 from feedback.records import new_item
 from feedback.schema import Comparison, Correction, Ranking, Rating, Thumb
 
-pytestmark = pytest.mark.labelstudio
+# The first test may have to install the server.
+pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 
 
 def test_the_login_is_secret(server):
