@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from datasets import Dataset
 
 from align.data.formats import WEIGHTS
-from align.data.rows import Kind, Row, RowProblem
+from align.data.rows import Kind, Row
 from align.errors import DataError
+from feedback.dialogue import RowProblem
 
 TEXTS = ("prompt", "completion", "chosen", "rejected", "text")  # checked when they were read
 

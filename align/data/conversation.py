@@ -5,15 +5,14 @@ Leaves out tool calls and images: a message here is a role and a text.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from align.data.rows import RowProblem, shorten
+from align.data.rows import shorten
+from feedback.dialogue import RowProblem, parse_dialogue
 from feedback.schema import Message, Messages, Text
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # of from/value messages
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def read_text(value: Any, field: str) -> Text:
@@ -104,36 +103,13 @@ def check_prompt(prompt: Text, field: str) -> None:
 def read_dialogue(value: Any, field: str) -> Messages:
     r"""A raw dialogue, `\n\nHuman: ...\n\nAssistant: ...`, as messages.
 
-    Turns of one speaker in a row are joined into one message, since chat templates alternate.
-
     Raises:
         RowProblem: it is no such dialogue, or a turn is empty.
     """
     if not isinstance(value, str):
         kind = "missing" if value is None else type(value).__name__
         raise RowProblem(f"{field} has the wrong type", f"{kind}; expected a raw dialogue")
-    before, *parts = TURN.split(value)
-    if before.strip() or not parts:
-        raise RowProblem(
-            f"{field} is no raw dialogue", f"expected '\\n\\nHuman: ...', got {shorten(value, 40)}"
-        )
-    messages: Messages = []
-    for index, (speaker, text) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-        role, content = ("user" if speaker == "Human" else "assistant"), text.strip()
-        if not content:
-            last = 2 * (index + 1) == len(parts)
-            reason = f"{field} is empty" if last else f"{field} has an empty message"
-            raise RowProblem(reason, f"turn {index + 1} ({speaker}) says nothing")
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"\n\n{content}"
-        else:
-            messages.append({"role": role, "content": content})
-    return messages
-
-
-def is_dialogue(value: Any) -> bool:
-    """Whether a value looks like a raw HH dialogue."""
-    return isinstance(value, str) and bool(re.match(r"\s*(Human|Assistant):", value))
+    return parse_dialogue(value, field)
 
 
 def add_system(prompt: Messages, system: str) -> Messages:

@@ -22,10 +22,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.data.conversation import add_system, is_dialogue
+from align.data.conversation import add_system
 from align.data.parse import PARSERS, Example, as_turns
-from align.data.rows import Kind, RowProblem, Values
+from align.data.rows import Kind, Values
 from align.errors import DataError
+from feedback.dialogue import RowProblem, is_dialogue
 from feedback.schema import Text
 
 SERVES: dict[str, tuple[Kind, ...]] = {

@@ -22,9 +22,10 @@ from align.data.mix import mix
 from align.data.parse import EQUAL_ANSWERS
 from align.data.quarantine import settle_bad_rows
 from align.data.remote import read_source
-from align.data.rows import BadRow, Kind, Row, RowProblem, Values, prompt_key
+from align.data.rows import BadRow, Kind, Row, Values, prompt_key
 from align.data.split import remove_leaks, split_rows
 from align.errors import DataError
+from feedback.dialogue import RowProblem
 
 ROLES = ("train", "validation", "test")
 

@@ -15,7 +15,8 @@ from align.data.conversation import (
     read_text,
     split_last,
 )
-from align.data.rows import RowProblem, Values
+from align.data.rows import Values
+from feedback.dialogue import RowProblem
 from feedback.schema import Messages, Text
 
 PAIR = ("chosen", "rejected")

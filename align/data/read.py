@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.data.rows import Record, RowProblem, Values
+from align.data.rows import Record, Values
 from align.errors import DataError
+from feedback.dialogue import RowProblem
 
 GZIP_MAGIC = b"\x1f\x8b"
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from feedback.dialogue import RowProblem
 from feedback.schema import Text
 
 Kind: TypeAlias = Literal["sft", "preference", "prompts"]  # what a stage asks for
 Values: TypeAlias = dict[str, Any]  # one JSON object: whatever columns a file has
-
-
-class RowProblem(Exception):  # noqa: N818 - caught inside this package, never shown as it is
-    """One row cannot be used: `reason` is short and countable, `detail` says what was expected."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from feedback.dialogue import is_dialogue
 from feedback.errors import DataError
 from feedback.formats import hh, label_studio, neutral, pandalm, trl
 from feedback.formats.files import Record
 from feedback.formats.found import Parser
 from feedback.formats.result import Values
-from feedback.formats.text import is_dialogue
 
 Format = Literal["auto", "align", "label-studio", "hh", "pandalm", "trl"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -18,8 +18,9 @@ from io import BufferedReader, StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
+from feedback.dialogue import RowProblem
 from feedback.errors import DataError
-from feedback.formats.result import RowProblem, Values
+from feedback.formats.result import Values
 from feedback.formats.text import type_name
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from feedback.formats.result import RowProblem, Values
+from feedback.dialogue import RowProblem
+from feedback.formats.result import Values
 from feedback.records import FLIPPED
 from feedback.schema import Comparison, Correction, Judgement, Ranking, Rating
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
-from feedback.formats.result import RowProblem, Values
+from feedback.formats.result import Values
 from feedback.formats.text import (
     different,
     read_annotator,

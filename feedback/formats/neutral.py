@@ -20,8 +20,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
-from feedback.formats.result import RowProblem, Values
+from feedback.formats.result import Values
 from feedback.formats.text import (
     different,
     read_annotator,

@@ -13,11 +13,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+from feedback.dialogue import RowProblem
 from feedback.errors import DataError
 from feedback.formats.detect import FORMATS, PARSERS, SNIFF, Format, detect_format
 from feedback.formats.files import Record, read_records
 from feedback.formats.found import Declined, Found, Misfit, Outcome, Parser, content_id
-from feedback.formats.result import BadRow, Read, ReadResult, RowProblem, Skip, Values
+from feedback.formats.result import BadRow, Read, ReadResult, Skip, Values
 from feedback.schema import Judgement
 
 TEXT_CELLS = ("prompt", "chosen", "rejected", "completion")  # may hold a conversation as JSON

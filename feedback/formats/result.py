@@ -19,15 +19,6 @@ J_co = TypeVar("J_co", bound=Judgement, covariant=True)
 SHOWN = 5  # bad rows an error names
 
 
-class RowProblem(Exception):  # noqa: N818 - caught inside this package, never shown as it is
-    """One row cannot be used: `reason` is short and countable, `detail` says what was expected."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
 @dataclass(frozen=True)
 class Read(Generic[J_co]):
     """One judgement as read.

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from feedback.formats.result import RowProblem
+from feedback.dialogue import RowProblem, parse_dialogue
 from feedback.schema import Message, Messages, Text
 
 IMPORTED = "imported"  # the annotator of a row that names none
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # of from/value messages
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def type_name(value: object) -> str:
@@ -126,33 +125,8 @@ def split_last(messages: Messages, field: str) -> tuple[Messages, str]:
 
 
 def read_dialogue(row: Mapping[str, Any], field: str) -> Messages:
-    r"""A raw dialogue, `\n\nHuman: ...\n\nAssistant: ...`, as messages.
-
-    Turns of one speaker in a row are joined into one message, since chat templates alternate.
-    """
-    value = read_string(row, field)
-    before, *parts = TURN.split(value)
-    if before.strip() or not parts:
-        raise RowProblem(
-            f"{field} is no raw dialogue", f"expected '\\n\\nHuman: ...', got {shorten(value, 40)}"
-        )
-    messages: Messages = []
-    for index, (speaker, text) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-        role, content = ("user" if speaker == "Human" else "assistant"), text.strip()
-        if not content:
-            last = 2 * (index + 1) == len(parts)
-            reason = f"{field} is empty" if last else f"{field} has an empty message"
-            raise RowProblem(reason, f"turn {index + 1} ({speaker}) says nothing")
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"\n\n{content}"
-        else:
-            messages.append({"role": role, "content": content})
-    return messages
-
-
-def is_dialogue(value: object) -> bool:
-    """Whether a value looks like a raw HH dialogue."""
-    return isinstance(value, str) and bool(re.match(r"\s*(Human|Assistant):", value))
+    """A field that must be a raw dialogue, as messages."""
+    return parse_dialogue(read_string(row, field), field)
 
 
 def different(first: str, second: str, names: str) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
-from feedback.formats.result import RowProblem, Values
+from feedback.formats.result import Values
 from feedback.formats.text import (
     check_prompt,
     different,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from align.data.formats import SERVES, check_serves, convert, detect_format
-from align.data.rows import RowProblem
 from align.errors import DataError
+from feedback.dialogue import RowProblem
 
 
 def user(text: str) -> dict[str, str]:
