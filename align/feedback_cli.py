@@ -191,26 +191,31 @@ def status(
 
 @app.command()
 def agreement(store: Store = STORE) -> None:
-    """How far annotators agree on pairs."""
-    from feedback.agreement import pairwise_agreement
-    from feedback.quality.alpha import krippendorff_alpha
-    from feedback.quality.kappa import fleiss_kappa
-    from feedback.quality.votes import label_votes, level_votes
+    """How far annotators agree on pairs, and how far each can be relied on."""
+    from feedback.quality.summary import agreement_summary
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        comparisons = opened.comparisons()
-    same = pairwise_agreement(comparisons)
+        found = agreement_summary(opened.comparisons())
+    out.print(
+        f"{found.judgements} judgements of {found.pairs} pairs by {len(found.annotators)} people; "
+        f"{found.overlapping} pairs judged by two or more",
+        highlight=False,
+    )
     table = Table("measure", "value", "95% interval")
-    table.add_row("pairwise agreement, ties apart", f"{same.rate:.3f}", _interval(vars(same)))
-    votes, levels = label_votes(comparisons), level_votes(comparisons)
-    for label, found in (
-        ("Krippendorff's alpha, nominal", krippendorff_alpha(votes)),
-        ("Krippendorff's alpha, ordinal", krippendorff_alpha(levels, "ordinal")),
-        ("Fleiss' kappa", fleiss_kappa(votes)),
+    if found.same_side is not None:
+        same = found.same_side
+        table.add_row("same side, ties apart", f"{same.rate:.3f}", _interval(vars(same)))
+    for label, one in (
+        ("Krippendorff's alpha, nominal", found.alpha_nominal),
+        ("Krippendorff's alpha, ordinal", found.alpha_ordinal),
+        ("Fleiss' kappa", found.fleiss),
+        *((f"Cohen's kappa, {a} and {b}", one) for (a, b), one in found.cohen.items()),
     ):
-        value = "–" if found.value is None else f"{found.value:.3f}"
-        table.add_row(label, value, found.note or _interval(vars(found)))
+        value = "–" if one.value is None else f"{one.value:.3f}"
+        table.add_row(label, value, one.note or _interval(vars(one)))
+    for person, share in (found.reliability or {}).items():
+        table.add_row(f"reliability of {person} (Dawid-Skene)", f"{share:.3f}", "")
     out.print(table)
 
 

@@ -1,0 +1,83 @@
+"""`align feedback`, end to end: from the store to the server, back, and out to a file."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from align.cli import app
+from align.errors import ConfigError
+from feedback.errors import LabelStudioError
+from feedback.labelstudio.journal import Journal, projects
+from feedback.store import FeedbackStore
+
+# The first test may have to install the server.
+pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture
+def align(server, store, monkeypatch):
+    """`align("push", "name")`: the command's output, on the test's server and store."""
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments, url=True):
+        where = ["--data", str(server.folder), "--url", server.login.url] if url else []
+        given = ["feedback", *arguments, "--store", store.url, *where]
+        result = CliRunner().invoke(app, given)
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    return call
+
+
+def test_the_whole_way(align, client, store, pairs, label, tmp_path):
+    items = pairs(12)
+    store.add_items(items)
+    assert f"{client.url}/projects/" in align("init", "cli project", "--overlap", "2")
+    assert "12 tasks sent, 0 known" in align("push", "cli project")
+    assert "0 tasks sent, 12 known" in align("push", "cli project")
+    (project,) = projects(store, "cli project")
+    for item in items[:10]:
+        label(project, item, "a1", reason="r")
+        label(project, item, "a1")
+    assert "20 new" in align("pull", "cli project")
+    assert "20 of 20 on the server" in align("pull", "cli project", "--full")
+    assert "cli project" in align("status", url=False)
+    assert "Krippendorff" in align("agreement", url=False)
+    assert "admin@align.local" in align("annotators", url=False)
+    out = tmp_path / "labels.jsonl"
+    assert "20 judgements" in align("export", str(out), url=False)
+    copy = f"sqlite:///{tmp_path / 'copy.db'}"
+    result = CliRunner().invoke(app, ["feedback", "import", str(out), "--store", copy])
+    assert "20 judgements" in result.output
+    with FeedbackStore(copy, create=False) as opened:
+        assert len(opened.comparisons()) == len(store.comparisons()) == 20
+        assert {c.label for c in opened.comparisons()} == {c.label for c in store.comparisons()}
+
+
+def test_labels_the_store_cannot_account_for_are_an_error(align, client, store, pairs, label):
+    store.add_items(pairs(2))
+    align("init", "short pull")
+    align("push", "short pull")
+    (project,) = projects(store, "short pull")
+    label(project, pairs(2)[0])
+    # As if the pull had read past it: the count on the server betrays the gap.
+    journal = Journal(store, project)
+    (task, *_) = client.tasks(project.project)
+    from datetime import datetime, timedelta
+
+    journal.saw(datetime.fromisoformat(task["updated_at"]) + timedelta(days=1))
+    with pytest.raises(LabelStudioError, match=r"the server counts 1 labels, the store 0.*--full"):
+        align("pull", "short pull")
+    assert "1 of 1 on the server" in align("pull", "short pull", "--full")
+
+
+def test_mistakes_are_named(align, tmp_path):
+    with pytest.raises(LabelStudioError, match=r"no project 'nope' \(known: none\)"):
+        align("push", "nope")
+    with pytest.raises(ConfigError, match="use pair, ranking, rating, thumb"):
+        align("init", "kinds", "--kind", "stars")
+    with pytest.raises(ConfigError, match="LABEL_STUDIO_API_KEY: is not set"):
+        align("push", "--data", str(tmp_path), url=False)
