@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from feedback.errors import AlignError, DataError, MissingDependencyError, Problem
+from feedback.errors import (
+    AlignError,
+    DataError,
+    LabelStudioError,
+    MissingDependencyError,
+    Problem,
+)
 from reward.errors import ModelError, RewardError
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Interrupted",
+    "LabelStudioError",
     "MissingDependencyError",
     "ModelError",
     "NonFiniteError",

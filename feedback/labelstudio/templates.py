@@ -23,8 +23,8 @@ _STYLE = """<Style>
   .align-answers { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr);
     gap: 16px; align-items: stretch; }
   .align-answer { border: 1px solid #d0d5dd; border-radius: 8px; padding: 12px 16px;
-    max-height: 48vh; overflow: auto; overflow-wrap: anywhere; }
-  .align-prompt { max-height: 32vh; overflow: auto; margin-bottom: 12px; }
+    max-height: 34vh; overflow: auto; overflow-wrap: anywhere; }
+  .align-prompt { max-height: 22vh; overflow: auto; margin-bottom: 12px; }
   .align-answer .lsf-richtext__container, .align-answer pre { white-space: pre-wrap; }
 </Style>"""
 
