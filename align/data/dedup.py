@@ -119,7 +119,7 @@ def _field_shingles(text: str, place: int, words: dict[str, int]) -> Hashes:
     tokens = text.split()
     ids = np.array([_word_hash(word, words) for word in tokens], dtype=np.uint64)
     width = min(N, len(ids))
-    total = np.full(max(len(ids) - width + 1, 1), 2 * place + 1, dtype=np.uint64)
+    total: Hashes = np.full(max(len(ids) - width + 1, 1), 2 * place + 1, dtype=np.uint64)
     for offset in range(width):  # a polynomial in odd 64-bit numbers, wrapping at 2**64
         total = total * MULTIPLIER + ids[offset : offset + len(total)]
         total ^= total >> np.uint64(29)

@@ -192,7 +192,10 @@ def _free(data: _Data, *, reliability: bool, position: bool) -> _Free:
 
 def _unpack(values: Array, free: _Free, data: _Data) -> Parameters:
     at = data.policies
-    s, b, gamma, tau = values[:at], *(np.zeros(data.people) for _ in range(3))
+    s: Array = values[:at]
+    b: Array = np.zeros(data.people)
+    gamma: Array = np.zeros(data.people)
+    tau: Array = np.zeros(data.people)
     if free.reliability:
         b = values[at : at + data.people]
         b = b - b.mean()  # the scale belongs to s
