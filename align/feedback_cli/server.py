@@ -1,33 +1,29 @@
-"""`align feedback`: people's judgement in and out. Parses, calls `feedback`, prints the result."""
+"""`align feedback serve | init | push | pull | status`: the traffic with Label Studio."""
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from align.errors import ConfigError, Problem
+from align.feedback_cli.common import (
+    DATA,
+    STORE,
+    Data,
+    Name,
+    Store,
+    Url,
+    chosen,
+    connect,
+    err,
+    out,
+    title,
+)
 
-if TYPE_CHECKING:
-    from feedback.formats import Format
-    from feedback.labelstudio.client import LabelStudioClient
-    from feedback.labelstudio.journal import Project
-    from feedback.store import FeedbackStore
-
-app = typer.Typer(help="What people say: Label Studio, agreement, files.", no_args_is_help=True)
-out, err = Console(), Console(stderr=True)
-
-DATA = Path(".label-studio")
-Store = Annotated[str, typer.Option("--store", help="The feedback store's URL.")]
-STORE = "sqlite:///feedback.db"
-Url = Annotated[str | None, typer.Option("--url", help="The server; default: the one served here.")]
-Data = Annotated[Path, typer.Option("--data", help="Folder of the server that `serve` started.")]
-Name = Annotated[str | None, typer.Argument(help="The project; default: all of them.")]
+app = typer.Typer()
 
 
 @app.command()
@@ -189,154 +185,7 @@ def status(
             out.print(f"set aside {count}: {reason}", markup=False, highlight=False)
 
 
-@app.command()
-def agreement(store: Store = STORE) -> None:
-    """How far annotators agree on pairs, and how far each can be relied on."""
-    from feedback.quality.summary import agreement_summary
-    from feedback.store import FeedbackStore
-
-    with FeedbackStore(store, create=False) as opened:
-        found = agreement_summary(opened.comparisons())
-    out.print(
-        f"{found.judgements} judgements of {found.pairs} pairs by {len(found.annotators)} people; "
-        f"{found.overlapping} pairs judged by two or more",
-        highlight=False,
-    )
-    table = Table("measure", "value", "95% interval")
-    if found.same_side is not None:
-        same = found.same_side
-        table.add_row("same side, ties apart", f"{same.rate:.3f}", _interval(vars(same)))
-    for label, one in (
-        ("Krippendorff's alpha, nominal", found.alpha_nominal),
-        ("Krippendorff's alpha, ordinal", found.alpha_ordinal),
-        ("Fleiss' kappa", found.fleiss),
-        *((f"Cohen's kappa, {a} and {b}", one) for (a, b), one in found.cohen.items()),
-    ):
-        value = "–" if one.value is None else f"{one.value:.3f}"
-        table.add_row(label, value, one.note or _interval(vars(one)))
-    for person, share in (found.reliability or {}).items():
-        table.add_row(f"reliability of {person} (Dawid-Skene)", f"{share:.3f}", "")
-    out.print(table)
-
-
-@app.command("annotators")
-def show_annotators(store: Store = STORE) -> None:
-    """What each annotator's labels show: agreement, position and length bias, speed, flags."""
-    from feedback.quality.annotators import annotator_quality
-    from feedback.store import FeedbackStore
-
-    with FeedbackStore(store, create=False) as opened:
-        records = annotator_quality(opened.comparisons())
-    table = Table(
-        "annotator", "labels", "ties", "chose first", "chose longer", "with majority", "s", "flags"
-    )
-    for one in records:
-        rates = (one.ties, one.first, one.longer, one.agreement)
-        shown = ["–" if rate is None else f"{rate.rate:.2f}" for rate in rates]
-        seconds = "–" if one.lead_time is None else f"{one.lead_time:.0f}"
-        table.add_row(one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags))
-    out.print(table)
-
-
-@app.command("import")
-def import_file(
-    file: Annotated[Path, typer.Argument(help="JSONL, JSON or CSV, also gzipped.")],
-    format: Annotated[str, typer.Option(help="auto, or a format by name.")] = "auto",
-    quarantine: Annotated[bool, typer.Option(help="Leave bad rows out, and say so.")] = False,
-    store: Store = STORE,
-) -> None:
-    """Read judgements from a file (Label Studio, HH, PandaLM, TRL, CSV) into the store."""
-    from feedback.formats import FORMATS, read_feedback
-    from feedback.store import FeedbackStore
-
-    if format != "auto" and format not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise ConfigError([Problem("--format", f"{format!r} is unknown.", f"use {known}.")])
-    found = read_feedback(
-        file, cast("Format", format), bad_rows="quarantine" if quarantine else "strict"
-    )
-    with FeedbackStore(store) as opened:
-        before = opened.counts().events
-        opened.add_judgements(
-            [read.judgement for read in found.reads],
-            annotations=[read.annotation for read in found.reads],
-            raws=[read.raw for read in found.reads],
-        )
-        new = opened.counts().events - before
-    out.print(f"{file}: {len(found.reads)} judgements, {new} of them new", highlight=False)
-    for row in found.bad:
-        err.print(str(row), markup=False, highlight=False)
-
-
-@app.command()
-def export(
-    file: Annotated[Path, typer.Argument(help="JSONL or CSV, also gzipped.")],
-    store: Store = STORE,
-) -> None:
-    """Write every judgement that stands to a file that `import` reads back."""
-    from feedback.formats import write_feedback
-    from feedback.store import FeedbackStore
-
-    with FeedbackStore(store, create=False) as opened:
-        count = write_feedback(opened.judgements(), file)
-    out.print(f"{file}: {count} judgements", highlight=False)
-
-
-def connect(url: str | None, data: Path) -> LabelStudioClient:
-    """The server named, or the one that `serve` runs on the folder; its token is checked.
-
-    Raises:
-        ConfigError: neither a served folder nor a URL with a token.
-        LabelStudioError: no server there, or the token is refused.
-    """
-    import json
-
-    from feedback.labelstudio.client import LabelStudioClient
-
-    token = os.environ.get("LABEL_STUDIO_API_KEY")
-    login = data / "login.json"
-    if login.is_file() and not (url and token):
-        kept = json.loads(login.read_text(encoding="utf-8"))
-        url, token = url or kept["url"], token or kept["token"]
-    problems = []
-    if not url:
-        fix = "run `align feedback serve`, or give the server's address."
-        problems.append(Problem("--url", f"is not set, and {login} does not exist.", fix))
-    if not token:
-        fix = "set it to the token of the server's Account & Settings page."
-        problems.append(Problem("LABEL_STUDIO_API_KEY", "is not set.", fix))
-    if problems:
-        raise ConfigError(problems)
-    client = LabelStudioClient(str(url), str(token))
-    client.check()
-    return client
-
-
-def chosen(
-    store: FeedbackStore, name: str | None, url: str | None, data: Path
-) -> list[tuple[LabelStudioClient, Project]]:
-    """The projects named, each with a client of its server."""
-    from feedback.labelstudio.projects import known_projects
-
-    client = connect(url, data)
-    return [
-        (client, project)
-        for project in known_projects(store, name)
-        if name or project.server == client.url
-    ]
-
-
-def title(project: Project) -> str:
-    """A project as messages name it."""
-    return f"{project.name} ({project.annotator})" if project.annotator else project.name
-
-
 def _pulled(report: dict[str, Any]) -> str:
     names = ("new", "updated", "skipped", "deleted", "quarantined")
     said = ", ".join(f"{report[name]} {name}" for name in names)
     return f"{said}; {report['kept']} of {report['server']} on the server"
-
-
-def _interval(found: dict[str, Any]) -> str:
-    low, high = found["low"], found["high"]
-    return "–" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"

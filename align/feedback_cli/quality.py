@@ -1,0 +1,66 @@
+"""`align feedback agreement | annotators`: how far labels can be relied on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from align.feedback_cli.common import STORE, Store, out
+
+app = typer.Typer()
+
+
+@app.command()
+def agreement(store: Store = STORE) -> None:
+    """How far annotators agree on pairs, and how far each can be relied on."""
+    from feedback.quality.summary import agreement_summary
+    from feedback.store import FeedbackStore
+
+    with FeedbackStore(store, create=False) as opened:
+        found = agreement_summary(opened.comparisons())
+    out.print(
+        f"{found.judgements} judgements of {found.pairs} pairs by {len(found.annotators)} people; "
+        f"{found.overlapping} pairs judged by two or more",
+        highlight=False,
+    )
+    table = Table("measure", "value", "95% interval")
+    if found.same_side is not None:
+        same = found.same_side
+        table.add_row("same side, ties apart", f"{same.rate:.3f}", _interval(vars(same)))
+    for label, one in (
+        ("Krippendorff's alpha, nominal", found.alpha_nominal),
+        ("Krippendorff's alpha, ordinal", found.alpha_ordinal),
+        ("Fleiss' kappa", found.fleiss),
+        *((f"Cohen's kappa, {a} and {b}", one) for (a, b), one in found.cohen.items()),
+    ):
+        value = "–" if one.value is None else f"{one.value:.3f}"
+        table.add_row(label, value, one.note or _interval(vars(one)))
+    for person, share in (found.reliability or {}).items():
+        table.add_row(f"reliability of {person} (Dawid-Skene)", f"{share:.3f}", "")
+    out.print(table)
+
+
+@app.command("annotators")
+def show_annotators(store: Store = STORE) -> None:
+    """What each annotator's labels show: agreement, position and length bias, speed, flags."""
+    from feedback.quality.annotators import annotator_quality
+    from feedback.store import FeedbackStore
+
+    with FeedbackStore(store, create=False) as opened:
+        records = annotator_quality(opened.comparisons())
+    table = Table(
+        "annotator", "labels", "ties", "chose first", "chose longer", "with majority", "s", "flags"
+    )
+    for one in records:
+        rates = (one.ties, one.first, one.longer, one.agreement)
+        shown = ["–" if rate is None else f"{rate.rate:.2f}" for rate in rates]
+        seconds = "–" if one.lead_time is None else f"{one.lead_time:.0f}"
+        table.add_row(one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags))
+    out.print(table)
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["low"], found["high"]
+    return "–" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
