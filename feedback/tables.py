@@ -92,6 +92,7 @@ projects_table = sa.Table(
     sa.Column("name", sa.Text, nullable=False),  # what the user calls it
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("annotator", sa.Text, nullable=False),  # "" where people share the project
+    sa.Column("role", sa.String(16), nullable=False),  # labels, or adjudication of others' labels
     sa.Column("config", sa.Text, nullable=False),  # the labelling configuration as created
     sa.Column("config_hash", sa.String(64), nullable=False),
     sa.Column("created_at", UTCDateTime, nullable=False),

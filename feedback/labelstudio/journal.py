@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -24,6 +24,8 @@ from feedback.tables import (
     tasks_table,
 )
 
+Role = Literal["labels", "adjudication"]
+
 
 @dataclass(frozen=True)
 class Project:
@@ -36,6 +38,7 @@ class Project:
     annotator: str  # "" where people share the project
     config: str
     config_hash: str
+    role: Role = "labels"  # adjudication: its labels settle what others disagreed on
 
 
 @dataclass(frozen=True)
@@ -190,5 +193,5 @@ def projects(store: FeedbackStore, name: str | None = None) -> list[Project]:
         query = query.where(projects_table.c.name == name)
     with store.reading() as connection:
         rows = connection.execute(query).mappings()
-        kept = ("server", "project", "name", "kind", "annotator", "config", "config_hash")
+        kept = ("server", "project", "name", "kind", "annotator", "config", "config_hash", "role")
         return [Project(**{key: row[key] for key in kept}) for row in rows]
