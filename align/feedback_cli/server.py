@@ -103,6 +103,12 @@ def push(
                 f"{report.recovered} recovered, {report.removed} copies removed",
                 highlight=False,
             )
+            if report.missing:
+                err.print(
+                    f"{title(project)}: {report.missing} tasks were deleted on the server. They "
+                    "are not sent again; to ask them once more, make a new project.",
+                    highlight=False,
+                )
 
 
 @app.command()
@@ -158,6 +164,7 @@ def status(
 
     from feedback.labelstudio.journal import Journal
     from feedback.labelstudio.projects import known_projects
+    from feedback.labelstudio.quarantine import Quarantine
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
@@ -165,15 +172,15 @@ def status(
         reasons: Counter[str] = Counter()
         for project in known_projects(opened, name):
             journal = Journal(opened, project)
-            kinds = Counter(event["kind"] for event in journal.annotations().values())
-            aside = journal.quarantined()
-            reasons.update(entry["reason"] for entry in aside)
+            kinds = journal.counts()
+            aside = Quarantine(journal).open()
+            reasons.update(entry["reason"] for entry in aside.values())
             seen = journal.seen_until()
             table.add_row(
                 title(project),
                 project.kind,
                 str(len(journal.tasks())),
-                str(kinds["annotation"]),
+                str(kinds["annotation"] + kinds["adjudication"]),
                 str(kinds["skip"]),
                 str(len(aside)),
                 f"{seen:%Y-%m-%d %H:%M:%S}" if seen else "never",

@@ -23,6 +23,10 @@ class DoubtfulError(LabelStudioError):
     """The answer to a request was lost: it may or may not have happened on the server."""
 
 
+class NotFoundError(LabelStudioError):
+    """The server has no such object."""
+
+
 class LabelStudioClient:
     """Calls by name, JSON in and out; every wait has a time-out."""
 
@@ -58,6 +62,7 @@ class LabelStudioClient:
 
         Raises:
             DoubtfulError: the connection broke, timed out, or the server failed (500 and above).
+            NotFoundError: the object is not there.
             LabelStudioError: the server refused: token, permission, unknown object, bad request.
         """
         import httpx
@@ -92,6 +97,8 @@ class LabelStudioClient:
             )
         if answer.status_code in (401, 403):
             raise LabelStudioError(f"{where}: {answer.status_code}, access refused. {_TOKEN}")
+        if answer.status_code == 404:
+            raise NotFoundError(f"{where}: 404, the server has no such object. {_GONE}")
         if answer.status_code >= 400:
             raise LabelStudioError(f"{where}: {answer.status_code}, {answer.text[:300]}")
         return answer.json() if answer.content else None
@@ -192,6 +199,7 @@ def condition(name: str, operator: str, kind: str, value: Any) -> Json:
     }
 
 
+_GONE = "Fix: check the server's address, and whether somebody deleted it there."
 _TOKEN = (
     "Fix: copy the token from the server's Account & Settings page; legacy tokens must be enabled "
     "there, and a personal token may have expired."

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,10 +19,10 @@ from feedback.tables import (
     projects_table,
     pulls_table,
     pushes_table,
-    quarantine_table,
     tasks_table,
 )
 
+CORRECTED = "#correction"  # behind an annotation's id: the better answer it brought along
 Role = Literal["labels", "adjudication"]
 
 
@@ -56,17 +55,17 @@ class Journal:
     def __init__(self, store: FeedbackStore, project: Project):
         """Read and write what concerns `project`."""
         self.store, self.project = store, project
-        self._here = {"server": project.server, "project": project.project}
+        self.here = {"server": project.server, "project": project.project}
 
     def tasks(self) -> dict[str, int]:
         """Task numbers by key."""
         with self.store.reading() as connection:
-            query = self._of(sa.select(tasks_table.c.key, tasks_table.c.task), tasks_table)
+            query = self.of(sa.select(tasks_table.c.key, tasks_table.c.task), tasks_table)
             return {row.key: row.task for row in connection.execute(query)}
 
     def open_batches(self) -> list[Batch]:
         """Batches planned and never confirmed, oldest first."""
-        query = self._of(sa.select(pushes_table), pushes_table).order_by(pushes_table.c.position)
+        query = self.of(sa.select(pushes_table), pushes_table).order_by(pushes_table.c.position)
         with self.store.reading() as connection:
             rows = [dict(row) for row in connection.execute(query).mappings()]
         done = {row["batch"] for row in rows if row["state"] == "confirmed"}
@@ -85,14 +84,14 @@ class Journal:
         """Write down, in one transaction, the tasks of a batch and that it is done."""
         now = datetime.now(UTC)
         rows = [
-            self._here | {"key": key, "item": item_of_key(key), "task": task, "recorded_at": now}
+            self.here | {"key": key, "item": item_of_key(key), "task": task, "recorded_at": now}
             for key, task in tasks.items()
         ]
 
         def write(connection: sa.Connection) -> None:
             known: set[str] = set()
             for chunk in chunks(list(tasks)):
-                query = self._of(sa.select(tasks_table.c.key), tasks_table)
+                query = self.of(sa.select(tasks_table.c.key), tasks_table)
                 known.update(connection.scalars(query.where(tasks_table.c.key.in_(chunk))))
             new = [row for row in rows if row["key"] not in known]
             if new:
@@ -105,73 +104,63 @@ class Journal:
 
     def seen_until(self) -> datetime | None:
         """The greatest `updated_at` of the tasks read so far."""
-        query = self._of(sa.select(sa.func.max(pulls_table.c.seen_until)), pulls_table)
+        query = self.of(sa.select(sa.func.max(pulls_table.c.seen_until)), pulls_table)
         with self.store.reading() as connection:
             return connection.scalar(query)
 
     def saw(self, moment: datetime) -> None:
         """Everything up to this `updated_at` was read and recorded."""
-        row = self._here | {"seen_until": moment, "recorded_at": datetime.now(UTC)}
+        row = self.here | {"seen_until": moment, "recorded_at": datetime.now(UTC)}
         self.store.write(lambda connection: connection.execute(sa.insert(pulls_table).values(row)))
 
-    def annotations(self) -> dict[str, dict[str, Any]]:
-        """The last event of every annotation that came from this project, by annotation id."""
-        spans = (
-            sa.select(sa.func.max(events_table.c.position))
-            .where(events_table.c.annotation.like(f"{self.prefix}%"))
-            .group_by(events_table.c.annotation)
-        )
-        query = sa.select(events_table).where(events_table.c.position.in_(spans))
+    def standing(self, items: list[str]) -> dict[str, dict[str, Any]]:
+        """The last event of each of this project's annotations of some items, by annotation id."""
+        found: dict[str, dict[str, Any]] = {}
+        query = self._ours(sa.select(events_table)).order_by(events_table.c.position)
         with self.store.reading() as connection:
-            rows = connection.execute(query).mappings()
-            return {row["annotation"]: dict(row) for row in rows}
+            for chunk in chunks(items):
+                rows = connection.execute(query.where(events_table.c.item.in_(chunk))).mappings()
+                found.update({row["annotation"]: dict(row) for row in rows})
+        return found
+
+    def annotations(self) -> Iterator[dict[str, Any]]:
+        """The last event of every annotation of this project: id, kind and the raw record."""
+        names = ("annotation", "kind", "raw")
+        query = self._last().with_only_columns(*(events_table.c[name] for name in names))
+        with self.store.reading() as connection:
+            for row in connection.execute(query).mappings():
+                yield dict(row)
+
+    def counts(self) -> Counter[str]:
+        """How many of this project's annotations ended as each kind of event."""
+        last = self._last().with_only_columns(events_table.c.kind)
+        with self.store.reading() as connection:
+            query = last.where(~events_table.c.annotation.endswith(CORRECTED, autoescape=True))
+            return Counter(connection.scalars(query))
 
     @property
     def prefix(self) -> str:
         """What the ids of this project's annotations begin with."""
         return f"{self.project.server}/{self.project.project}/"
 
-    def quarantine(self, entries: Iterable[tuple[str, Mapping[str, Any]]]) -> int:
-        """Keep (reason, raw record) that could not be used; how many were new."""
-        rows = {}
-        for reason, raw in entries:
-            plain = json.dumps(raw, sort_keys=True, ensure_ascii=False)
-            mark = hashlib.sha256(f"{self.prefix}{plain}".encode()).hexdigest()
-            rows[mark] = self._here | {
-                "fingerprint": mark,
-                "reason": reason,
-                "raw": dict(raw),
-                "recorded_at": datetime.now(UTC),
-            }
-
-        def write(connection: sa.Connection) -> int:
-            known: set[str] = set()
-            column = quarantine_table.c.fingerprint
-            for chunk in chunks(list(rows)):
-                known.update(connection.scalars(sa.select(column).where(column.in_(chunk))))
-            new = [row for mark, row in rows.items() if mark not in known]
-            if new:
-                connection.execute(sa.insert(quarantine_table), new)
-            return len(new)
-
-        return self.store.write(write) if rows else 0
-
-    def quarantined(self) -> list[dict[str, Any]]:
-        """What was kept aside, with reasons, oldest first."""
-        query = self._of(sa.select(quarantine_table), quarantine_table)
-        with self.store.reading() as connection:
-            ordered = query.order_by(quarantine_table.c.position)
-            return [dict(row) for row in connection.execute(ordered).mappings()]
-
-    def _of(self, query: sa.Select[Any], table: sa.Table) -> sa.Select[Any]:
+    def of(self, query: sa.Select[Any], table: sa.Table) -> sa.Select[Any]:
+        """The query, of this project's rows only."""
         return query.where(
             table.c.server == self.project.server, table.c.project == self.project.project
         )
 
+    def _ours(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        return query.where(events_table.c.annotation.startswith(self.prefix, autoescape=True))
+
+    def _last(self) -> sa.Select[Any]:
+        last = self._ours(sa.select(sa.func.max(events_table.c.position)))
+        spans = last.group_by(events_table.c.annotation)
+        return sa.select(events_table).where(events_table.c.position.in_(spans))
+
     def _push_row(
         self, batch: Batch, state: str, keys: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        return self._here | {
+        return self.here | {
             "batch": batch.batch,
             "state": state,
             "after": batch.after,

@@ -35,6 +35,7 @@ class PushReport:
     known: int = 0  # that the project had already
     recovered: int = 0  # that an earlier, broken push had brought over
     removed: int = 0  # copies deleted
+    missing: int = 0  # known tasks that somebody deleted on the server; they are not sent again
 
 
 def push(
@@ -64,7 +65,7 @@ def push(
         LabelStudioError: a wrong kind, an edited configuration, or a server that refuses or stays
             out of reach; what was confirmed until then stays, and the next push goes on.
     """
-    check_config(client, project)
+    counts = check_config(client, project)
     journal, report = Journal(store, project), PushReport()
     for batch in journal.open_batches():
         found, removed = settle(client, journal, batch, wait)
@@ -72,6 +73,7 @@ def push(
         report.recovered += len(found)
         report.removed += removed
     known = journal.tasks()
+    report.missing = max(len(known) - report.recovered - counts["tasks"], 0)
     after = max(known.values(), default=0)
     for wanted in _batches(items, project, twins, batch_size):
         new = {key: item for key, item in wanted.items() if key not in known}
@@ -121,7 +123,8 @@ def settle(
         keep, *rest = sorted(copies, key=lambda copy: (-copy[1], copy[0]))
         found[key] = keep[0]
         for task, labelled in rest:
-            if not labelled:
+            # Somebody may have labelled it since the look; then both stay, and the label counts.
+            if not labelled and not client.annotations(task):
                 client.delete_task(task)
                 removed += 1
     return found, removed

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from feedback.labelstudio.client import LabelStudioClient
-from feedback.labelstudio.journal import Journal
+from feedback.labelstudio.journal import Journal, Project, add_project
 from feedback.labelstudio.projects import create_projects
 from feedback.labelstudio.server import LabelStudioServer
 from feedback.labelstudio.templates import Template
@@ -98,3 +102,79 @@ def label(client, store):
 def said(control, kind, **value):
     """One entry of a result."""
     return {"from_name": control, "to_name": "chat", "type": kind, "value": value}
+
+
+class Proxy:
+    """Passes requests on; `faults` maps "METHOD path-part" to what goes wrong, once each."""
+
+    def __init__(self, target):
+        self.target, self.faults, self.happened = target, [], []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"
+
+            def handle_any(self):
+                proxy.answer(self)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, handler):
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        fault = next(
+            (f for f in self.faults if f[0] == handler.command and f[1] in handler.path), None
+        )
+        if fault:
+            self.faults.remove(fault)
+            self.happened.append(fault[2])
+        kind = fault[2] if fault else ""
+        if kind == "hide":  # an answer that is well-formed and wrong
+            self.send(handler, 200, "application/json", b'{"tasks": [], "total": 0}')
+            return
+        if kind == "drop before":
+            handler.connection.close()
+            return
+        if isinstance(kind, int):
+            handler.send_response(kind)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        headers = {k: v for k, v in handler.headers.items() if k.lower() != "host"}
+        answer = httpx.request(
+            handler.command, self.target + handler.path, headers=headers, content=body, timeout=60
+        )
+        if kind == "drop after":  # the server has done it, and nobody hears of it
+            handler.connection.close()
+            return
+        if kind == "slow":
+            time.sleep(3)
+        self.send(
+            handler, answer.status_code, answer.headers.get("Content-Type", ""), answer.content
+        )
+
+    @staticmethod
+    def send(handler, status, kind, content):
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+
+@pytest.fixture
+def proxied(server, store, make_project):
+    """A proxy, a client with little patience through it, and a project seen through it."""
+    proxy = Proxy(server.login.url)
+    made = make_project()
+    project = Project(**(vars(made) | {"server": proxy.url}))
+    add_project(store, project)
+    client = LabelStudioClient(proxy.url, server.login.token, timeout=2)
+    yield proxy, client, project
+    proxy.server.shutdown()

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from align.cli import app
 from align.errors import ConfigError
 from feedback.errors import LabelStudioError
-from feedback.labelstudio.journal import Journal, projects
+from feedback.labelstudio.journal import projects
+from feedback.labelstudio.push import push
 from feedback.store import FeedbackStore
 
 # The first test may have to install the server.
@@ -57,21 +58,17 @@ def test_the_whole_way(align, client, store, pairs, label, tmp_path):
         assert {c.label for c in opened.comparisons()} == {c.label for c in store.comparisons()}
 
 
-def test_labels_the_store_cannot_account_for_are_an_error(align, client, store, pairs, label):
-    store.add_items(pairs(2))
-    align("init", "short pull")
-    align("push", "short pull")
-    (project,) = projects(store, "short pull")
+def test_labels_that_the_server_counts_and_does_not_list_are_an_error(
+    align, server, store, pairs, label, proxied
+):
+    proxy, patchy, project = proxied
+    push(patchy, store, project, pairs(2))
     label(project, pairs(2)[0])
-    # As if the pull had read past it: the count on the server betrays the gap.
-    journal = Journal(store, project)
-    (task, *_) = client.tasks(project.project)
-    from datetime import datetime, timedelta
-
-    journal.saw(datetime.fromisoformat(task["updated_at"]) + timedelta(days=1))
+    proxy.faults = [("GET", "/tasks", "hide")] * 4
+    pull = ("pull", project.name, "--url", proxy.url, "--data", str(server.folder))
     with pytest.raises(LabelStudioError, match=r"the server counts 1 labels, the store 0.*--full"):
-        align("pull", "short pull")
-    assert "1 of 1 on the server" in align("pull", "short pull", "--full")
+        align(*pull, url=False)
+    assert "1 of 1 on the server" in align(*pull, url=False)
 
 
 def test_mistakes_are_named(align, tmp_path):

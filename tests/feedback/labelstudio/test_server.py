@@ -13,6 +13,7 @@ from feedback.labelstudio.journal import Journal
 from feedback.labelstudio.projects import check_config, create_projects
 from feedback.labelstudio.pull import pull
 from feedback.labelstudio.push import push
+from feedback.labelstudio.quarantine import Quarantine
 from feedback.labelstudio.tasks import TWIN
 from feedback.labelstudio.templates import Template
 from feedback.records import new_item
@@ -79,7 +80,7 @@ def test_updated_deleted_recreated_skipped_and_nonsense(client, store, make_proj
     report = pull(client, store, project)
     assert (report.new, report.skipped, report.quarantined) == (4, 1, 1)
     assert report.complete
-    (aside,) = Journal(store, project).quarantined()
+    (aside,) = Quarantine(Journal(store, project)).open().values()
     assert "without control" in aside["reason"]
     assert aside["raw"]["result"] == [{"hello": "x"}]
 

@@ -1,0 +1,194 @@
+"""Tasks as the server lists them, into events: what is new, changed, gone or misfit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from feedback.labelstudio.client import Json, LabelStudioClient, NotFoundError
+from feedback.labelstudio.journal import CORRECTED, Journal, Project
+from feedback.labelstudio.parse import MisfitError, parse_annotation
+from feedback.labelstudio.quarantine import Quarantine
+from feedback.labelstudio.tasks import item_of_key
+from feedback.queries import find_items, last_events
+from feedback.schema import Correction, Judgement
+from feedback.store import FeedbackStore
+
+VOLATILE = ("created_ago",)  # changes with every reading
+
+
+@dataclass
+class PullReport:
+    """What a pull did, in annotations."""
+
+    new: int = 0
+    updated: int = 0
+    skipped: int = 0  # declined by the annotator
+    deleted: int = 0  # withdrawn on the server; their versions stay in the store
+    quarantined: int = 0  # did not fit; kept aside with the reason
+    tasks: int = 0  # tasks read
+    server: int = 0  # annotations and skips that the project counts, after the reading
+    least: int = 0  # the smaller and the greater of its counts before and after: people may be
+    most: int = 0  # labelling at this moment
+    kept: int = 0  # of these, in the store now (judgements, skips and quarantine)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store has exactly as many as the project had during the pull."""
+        return self.least <= self.kept <= self.most
+
+
+@dataclass
+class _Batch:
+    """What some tasks hold, sorted by what becomes of it."""
+
+    said: list[tuple[Judgement, str, Json]] = field(default_factory=list)
+    skips: list[tuple[str, str, str, Json]] = field(default_factory=list)
+    refused: list[tuple[str, str, Json]] = field(default_factory=list)  # name, reason, raw
+    gone: set[str] = field(default_factory=set)  # no longer stand
+
+
+class Recorder:
+    """Writes one project's annotations into the store."""
+
+    def __init__(self, client: LabelStudioClient, store: FeedbackStore, project: Project):
+        """Look up who is who and what is set aside."""
+        self.client, self.store, self.project = client, store, project
+        self.journal = Journal(store, project)
+        self.quarantine = Quarantine(self.journal)
+        self.users = client.users()
+        self.aside = self.quarantine.open()
+        self.report = PullReport()
+
+    def record(self, tasks: list[Json]) -> None:
+        """Record the annotations of some tasks, read whole."""
+        if not tasks:
+            return
+        self.report.tasks += len(tasks)
+        ids = list({item_of_key(_key(task)) for task in tasks})
+        with self.store.reading() as connection:
+            items = find_items(connection, ids)
+        last = self.journal.standing(ids)
+        batch = _Batch()
+        present: dict[int, set[str]] = {}
+        for task in tasks:
+            key = _key(task)
+            item = items.get(item_of_key(key))
+            names = present[task["id"]] = set()
+            for raw in task["annotations"]:
+                raw = {k: v for k, v in raw.items() if k not in VOLATILE}
+                name = f"{self.journal.prefix}{raw['id']}"
+                names.add(name)
+                person = self.users.get(raw["completed_by"]) or f"user {raw['completed_by']}"
+                if item is None:
+                    reason = f"task {task['id']} has the unknown key {key!r}"
+                    batch.refused.append((name, reason, raw))
+                elif raw["was_cancelled"]:
+                    batch.skips.append((item.id, person, name, raw))
+                    batch.gone.add(name + CORRECTED)
+                else:
+                    try:
+                        judgements = parse_annotation(raw, item, key, person)
+                    except MisfitError as misfit:
+                        batch.refused.append((name, str(misfit), raw))
+                        continue
+                    parts = [name + CORRECTED * isinstance(j, Correction) for j in judgements]
+                    batch.said += [(j, n, raw) for j, n in zip(judgements, parts, strict=True)]
+                    if name + CORRECTED not in parts:  # an earlier version may have had one
+                        batch.gone.add(name + CORRECTED)
+        batch.gone |= {
+            name
+            for name, event in last.items()
+            if event["raw"].get("task") in present
+            and name.removesuffix(CORRECTED) not in present[event["raw"]["task"]]
+        }
+        # What a person changed into something unreadable says nothing any more.
+        batch.gone |= {name + tail for name, _, _ in batch.refused for tail in ("", CORRECTED)}
+        self._keep(batch, last)
+        self._release(
+            name
+            for name, row in self.aside.items()
+            if row["raw"].get("task") in present and name not in present[row["raw"]["task"]]
+        )
+
+    def kept(self) -> int:
+        """How many of the project's annotations the store accounts for."""
+        counts = self.journal.counts()
+        return counts.total() - counts["deletion"] + len(self.aside)
+
+    def find_deleted(self, conditions: Sequence[Json] = ()) -> None:
+        """Look for annotations that the server no longer has, among the tasks that fit conditions.
+
+        Tasks with fewer labels than the store has from them are asked one by one, so nothing counts
+        as withdrawn but what the server itself does not list. A deleted task took its labels along.
+        """
+        known = defaultdict[int, dict[str, dict[str, Any]]](dict)
+        for event in self.journal.annotations():
+            if event["kind"] != "deletion" and not event["annotation"].endswith(CORRECTED):
+                known[event["raw"].get("task")][event["annotation"]] = event
+        for name, row in self.aside.items():
+            known[row["raw"].get("task")][name] = row
+        fields = ("id", "total_annotations", "cancelled_annotations")
+        listed = {
+            task["id"]: task["total_annotations"] + task["cancelled_annotations"]
+            for task in self.client.tasks(self.project.project, conditions, fields=fields)
+        }
+        for task, events in known.items():
+            unlisted = 0 if not conditions else len(events)  # it does not fit the conditions
+            if listed.get(task, unlisted) >= len(events):
+                continue
+            try:
+                alive = {
+                    f"{self.journal.prefix}{raw['id']}" for raw in self.client.annotations(task)
+                }
+            except NotFoundError:
+                alive = set()
+            gone = set(events) - alive
+            self._withdraw(gone | {name + CORRECTED for name in gone})
+            self._release(gone & set(self.aside))
+
+    def _keep(self, batch: _Batch, last: dict[str, dict[str, Any]]) -> None:
+        """Write a batch; each part is one transaction, and writing it again adds nothing."""
+        report = self.report
+        main = {name: raw for _, name, raw in batch.said if not name.endswith(CORRECTED)}
+        for name, raw in [*main.items(), *((name, raw) for *_, name, raw in batch.skips)]:
+            before = last.get(name)
+            if before is None:
+                report.new += 1
+            elif before["raw"] != raw or before["kind"] == "deletion":
+                report.updated += 1
+        if batch.said:
+            self.store.add_judgements(
+                [j for j, _, _ in batch.said],
+                annotations=[name for _, name, _ in batch.said],
+                raws=[raw for *_, raw in batch.said],
+                adjudicated=self.project.role == "adjudication",
+            )
+        for item, person, name, raw in batch.skips:
+            self.store.add_skip(item, person, annotation=name, raw=raw)
+        report.skipped += sum(last.get(name, {}).get("raw") != r for *_, name, r in batch.skips)
+        report.quarantined += self.quarantine.add((why, raw) for _, why, raw in batch.refused)
+        self.aside |= {name: {"reason": why, "raw": raw} for name, why, raw in batch.refused}
+        self._release(set(self.aside) & (set(main) | {name for *_, name, _ in batch.skips}))
+        self._withdraw({name for name in batch.gone if name in last})
+
+    def _release(self, names: Iterable[str]) -> None:
+        done = list(names)
+        self.quarantine.release([self.aside[name]["raw"] for name in done])
+        for name in done:
+            del self.aside[name]
+
+    def _withdraw(self, names: Iterable[str]) -> None:
+        """Record that annotations no longer stand; those the store never had are passed over."""
+        with self.store.reading() as connection:
+            last = last_events(connection, list(names))
+        for name, event in last.items():
+            if event["kind"] != "deletion":
+                self.store.delete_annotation(name, event["raw"])
+                self.report.deleted += not name.endswith(CORRECTED)
+
+
+def _key(task: Json) -> str:
+    return str(task["data"].get("key"))
