@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -13,45 +14,49 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from feedback.errors import MissingDependencyError, StoreError
 from feedback.tables import FORMAT, VERSION, metadata, revision_table, store_table
+from feedback.transactions import BUSY_SECONDS, cause, follow_transactions, writing
 
-BUSY_SECONDS = 30.0  # how long a writer waits for another process's transaction
+POSTGRES = ("postgresql", "postgres")  # names without a driver; ours is psycopg
+INSTALL = {"psycopg": "'align-rlhf[postgres]'"}
 
 
 def open_engine(url: str, create: bool) -> Engine:
     """An engine whose database holds our tables.
 
     Raises:
-        StoreError: the URL is malformed, its folder is missing or read-only, the database cannot
-            be reached, is no feedback store, is of a newer version, or is absent with `create`
-            off.
+        StoreError: the URL is malformed or of another make than SQLite and PostgreSQL, its folder
+            is missing or read-only, the database cannot be reached, is no feedback store, is of a
+            newer version, or is absent with `create` off.
         MissingDependencyError: the database's driver is not installed.
     """
     parsed = _parse(url)
-    name = parsed.render_as_string(hide_password=True)
+    name = shown(parsed)
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite:
         _check_file(name, parsed.database, create)
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {}
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}}
+    else:
+        options = {"pool_pre_ping": True}  # a watch outlives a restart of the server
     try:
         engine = sa.create_engine(parsed, **options)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"feedback store {name}: the driver {error.name!r} is not installed. "
-            f"Fix: pip install {error.name}"
-        ) from error
+    except ImportError as error:
+        raise _missing(name, error) from error
     if sqlite:
         event.listen(engine, "connect", _on_connect)
-        event.listen(engine, "begin", _on_begin)
+    follow_transactions(engine)
     try:
-        with engine.connect().execution_options(writes=create) as connection:
-            if sqlite and create:
+        with engine.connect() as connection:
+            ready = _is_ready(connection, name, create)
+        if sqlite and create:
+            with engine.connect() as connection:
                 _use_wal(connection)
-            with connection.begin():
-                _check_or_create(connection, name, create)
+        if not ready:
+            with writing(engine) as connection:
+                _create_or_migrate(connection)
     except (sa.exc.DBAPIError, sqlite3.Error) as error:
         engine.dispose()
         raise StoreError(
-            f"feedback store {name}: cannot be opened ({getattr(error, 'orig', error)}). "
+            f"feedback store {name}: cannot be opened ({cause(error)}). "
             "Fix: check that it is a feedback store's database and that you may write to it."
         ) from error
     except StoreError:
@@ -60,21 +65,45 @@ def open_engine(url: str, create: bool) -> Engine:
     return engine
 
 
+def shown(url: URL) -> str:
+    """A URL as messages may show it: passwords are hidden, in the query too."""
+    if "password" in url.query:
+        url = url.update_query_dict({"password": "hidden"})
+    return url.render_as_string(hide_password=True)
+
+
 def _parse(url: str) -> URL:
+    # A URL that cannot be read may hold a password all the same.
+    safe = re.sub(r":[^:@/]*@", ":***@", re.sub(r"password=[^&]*", "password=***", url))
+    problem = (
+        f"feedback store {safe!r} is not a database URL. Fix: write sqlite:///feedback.db, or "
+        "postgresql://user@host/name."
+    )
     try:
         parsed = sa.engine.make_url(url)
+        if parsed.drivername in POSTGRES:
+            parsed = parsed.set(drivername="postgresql+psycopg")
         parsed.get_dialect()
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError):
+        raise StoreError(problem) from None
+    except ImportError as error:
+        raise _missing("", error) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise StoreError(
-            f"feedback store {url!r} is not a database URL. Fix: write sqlite:///feedback.db, or "
-            "another SQLAlchemy URL such as postgresql://user@host/name."
-        ) from error
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"feedback store: the driver {error.name!r} is not installed. "
-            f"Fix: pip install {error.name}"
-        ) from error
+            f"feedback store {shown(parsed)}: {parsed.get_backend_name()} is not supported. "
+            "Fix: use SQLite or PostgreSQL."
+        )
+    if "@" in (parsed.host or ""):
+        raise StoreError("feedback store: the URL has two @. Fix: in a password, write it %40.")
     return parsed
+
+
+def _missing(name: str, error: ImportError) -> MissingDependencyError:
+    driver = error.name or "psycopg"  # psycopg without its library names nothing
+    return MissingDependencyError(
+        f"feedback store{f' {name}' if name else ''}: the driver {driver!r} is not installed. "
+        f"Fix: pip install {INSTALL.get(driver, driver)}"
+    )
 
 
 def _check_file(name: str, database: str | None, create: bool) -> None:
@@ -105,12 +134,6 @@ def _on_connect(connection: Any, record: object) -> None:
     connection.execute("PRAGMA foreign_keys=ON")
 
 
-def _on_begin(connection: Connection) -> None:
-    """A writer takes the lock at once: upgrading a reader's lock later fails instead of waiting."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
 def _use_wal(connection: Connection) -> None:
     """Write-ahead logging lets readers go on while one process writes; it is kept in the file.
 
@@ -129,28 +152,43 @@ def _use_wal(connection: Connection) -> None:
             time.sleep(0.02)
 
 
-def _check_or_create(connection: Connection, name: str, create: bool) -> None:
+def _is_ready(connection: Connection, name: str, create: bool) -> bool:
+    """Whether the tables are there in this format; otherwise they can be made or migrated.
+
+    Raises:
+        StoreError: something else is there, or a newer format, or nothing with `create` off.
+    """
     tables = set(sa.inspect(connection).get_table_names())
     if not tables and create:
-        metadata.create_all(connection)
-        connection.execute(sa.insert(store_table).values(format=FORMAT, version=VERSION))
-        connection.execute(sa.insert(revision_table).values(version_num=f"{VERSION:04d}"))
-        return
+        return False
     if store_table.name not in tables or "events" not in tables:
         holds = ", ".join(sorted(tables)[:5]) or "no tables"
         raise StoreError(
             f"feedback store {name}: this database is not a feedback store (it holds {holds}). "
             "Fix: give the store a database of its own."
         )
-    version = connection.scalar(
-        sa.select(store_table.c.version).where(store_table.c.format == FORMAT)
-    )
-    if version is not None and version < VERSION:
-        from feedback.migrations import upgrade  # Alembic takes a while to import
-
-        upgrade(connection, version)
-    elif version != VERSION:
+    version = _version(connection)
+    if version is None or version > VERSION:
         raise StoreError(
             f"feedback store {name}: format version {version}, but this Align reads {VERSION}. "
             "Fix: use the Align that wrote it, or a newer one."
         )
+    return version == VERSION
+
+
+def _create_or_migrate(connection: Connection) -> None:
+    """Make what is missing; nothing, where another process was faster."""
+    if sa.inspect(connection).get_table_names():
+        from feedback.migrations import upgrade  # Alembic takes a while to import
+
+        upgrade(connection, _version(connection) or VERSION)
+        return
+    metadata.create_all(connection)
+    connection.execute(sa.insert(store_table).values(format=FORMAT, version=VERSION))
+    connection.execute(sa.insert(revision_table).values(version_num=f"{VERSION:04d}"))
+
+
+def _version(connection: Connection) -> int | None:
+    query = sa.select(store_table.c.version).where(store_table.c.format == FORMAT)
+    version: int | None = connection.scalar(query)
+    return version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,9 +54,21 @@ def last_events(connection: Connection, annotations: list[str]) -> dict[str, dic
 
 
 def unchanged(last: Mapping[str, Any] | None, row: Mapping[str, Any]) -> bool:
-    """Whether an event would say again what the last one said."""
+    """Whether an event would say again what the last one said.
+
+    Compared as JSON where they differ in Python: a tuple comes back as a list, and NaN is NaN.
+    """
     same = ("kind", "item", "annotator", "judgement", "raw")
-    return last is not None and all(last[key] == row[key] for key in same)
+    return last is not None and all(
+        last[key] == row[key] or _as_json(last[key]) == _as_json(row[key]) for key in same
+    )
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, sort_keys=True)
+    except TypeError as error:  # the insertion will say so
+        return f"no JSON: {error}"
 
 
 def current_events() -> sa.Select[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from feedback.errors import DataError
@@ -159,6 +160,29 @@ def row_of_judgement(judgement: Judgement, item: Item) -> dict[str, Any]:
         DataError: a label, order, score or answer that does not fit the item.
     """
     return {"type": type(judgement).__name__.lower()} | _ROWS[type(judgement)](judgement, item)
+
+
+def event_row(
+    kind: str,
+    annotation: str,
+    item: str,
+    annotator: str,
+    raw: Mapping[str, Any] | None,
+    judgement: Mapping[str, Any] | None = None,
+    created_at: datetime | None = None,
+) -> dict[str, Any]:
+    """The row of an event that the store hears of now."""
+    now = datetime.now(UTC)
+    return {
+        "kind": kind,
+        "annotation": annotation,
+        "item": item,
+        "annotator": annotator,
+        "judgement": dict(judgement or {}),
+        "raw": dict(raw or {}),
+        "created_at": created_at or now,
+        "recorded_at": now,
+    }
 
 
 def judgement_of(row: Mapping[str, Any]) -> Judgement:

@@ -3,25 +3,24 @@
 Items (pairs, rankings, single answers) are issued once, under an id made from their text. What
 annotators do are events: an annotation, a later version of it, a skip, a deletion, an adjudication.
 No event overwrites another; what stands now is derived, the last event of an annotation winning.
-Any SQLAlchemy URL works; SQLite runs in WAL mode. Several processes may write at once.
+The database is SQLite in WAL mode, or PostgreSQL by URL. Several processes may write at once.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from feedback.connect import open_engine
-from feedback.errors import DataError, StoreError
+from feedback.connect import open_engine, shown
+from feedback.errors import StoreError
 from feedback.queries import (
     current_events,
     find_items,
@@ -30,6 +29,7 @@ from feedback.queries import (
     unchanged,
 )
 from feedback.records import (
+    event_row,
     item_of,
     item_of_judgement,
     item_of_pair,
@@ -40,6 +40,7 @@ from feedback.records import (
 )
 from feedback.schema import Comparison, Correction, Item, Judgement, Kind, Pair, Text, pair_id
 from feedback.tables import events_table, items_table
+from feedback.transactions import Transactions
 
 Result = TypeVar("Result")
 
@@ -62,16 +63,18 @@ class FeedbackStore:
         """Open the store at a SQLAlchemy URL such as `sqlite:///feedback.db`.
 
         Args:
-            url: the database; SQLite's folder is created when it is missing.
+            url: the database; SQLite's folder is created when it is missing, PostgreSQL's
+                database is not.
             create: make the tables in an empty database; off, the store must exist.
 
         Raises:
             StoreError: a malformed URL, a folder that cannot be written, a database that is
-                unreachable, or one that is not a feedback store.
+                unreachable, of another make, or no feedback store.
             MissingDependencyError: the database's driver is not installed.
         """
         self._engine = open_engine(url, create)
-        self.url = self._engine.url.render_as_string(hide_password=True)
+        self.url = shown(self._engine.url)  # without the password
+        self._transactions = Transactions(self._engine, self.url)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -178,6 +181,7 @@ class FeedbackStore:
                 "give one of each per comparison."
             )
         named = [_named_item(judgement) for judgement in said]
+        kind = "adjudication" if adjudicated else "annotation"
 
         def write(connection: Connection) -> None:
             known = find_items(connection, [name for name in named if name])
@@ -194,21 +198,16 @@ class FeedbackStore:
             ]
             insert_new_items(connection, {item.id: asdict(item) for item in items})
             stored = find_items(connection, list({item.id for item in items}))
-            last = last_events(connection, ids)
+            last, rows = last_events(connection, ids), []
             for judgement, item, annotation, raw in zip(said, items, ids, kept, strict=True):
-                row = {
-                    "kind": "adjudication" if adjudicated else "annotation",
-                    "annotation": annotation,
-                    "item": item.id,
-                    "annotator": judgement.annotator,
-                    "judgement": row_of_judgement(judgement, stored[item.id]),
-                    "raw": dict(raw or {}),
-                    "created_at": judgement.created_at,
-                    "recorded_at": datetime.now(UTC),
-                }
+                said_now = row_of_judgement(judgement, stored[item.id])
+                when, who = judgement.created_at, judgement.annotator
+                row = event_row(kind, annotation, item.id, who, raw, said_now, when)
                 if not unchanged(last.get(annotation), row):
-                    connection.execute(sa.insert(events_table).values(row))
+                    rows.append(row)
                     last[annotation] = row
+            if rows:
+                connection.execute(sa.insert(events_table), rows)
 
         self.write(write)
         return ids
@@ -222,7 +221,19 @@ class FeedbackStore:
         raw: Mapping[str, Any] | None = None,
     ) -> str:
         """Record that an annotator declined to judge a pair; returns the annotation's id."""
-        return self._add_event("skip", annotation or uuid.uuid4().hex, pair, annotator, raw)
+        name = annotation or uuid.uuid4().hex
+        row = event_row("skip", name, pair, annotator, raw)
+
+        def write(connection: Connection) -> None:
+            if not find_items(connection, [pair]):
+                raise StoreError(
+                    f"feedback store {self.url}: no pair {pair!r}. Fix: add the pair first."
+                )
+            if not unchanged(last_events(connection, [name]).get(name), row):
+                connection.execute(sa.insert(events_table).values(row))
+
+        self.write(write)
+        return name
 
     def delete_annotation(self, annotation: str, raw: Mapping[str, Any] | None = None) -> None:
         """Record that an annotation was withdrawn; its versions stay in the record.
@@ -230,12 +241,18 @@ class FeedbackStore:
         Raises:
             StoreError: the store has no such annotation.
         """
-        with self.reading() as connection:
+
+        def write(connection: Connection) -> None:
             last = last_events(connection, [annotation]).get(annotation)
-        if last is None:
-            raise StoreError(f"feedback store {self.url}: no annotation {annotation!r} to delete.")
-        if last["kind"] != "deletion":
-            self._add_event("deletion", annotation, last["item"], last["annotator"], raw)
+            if last is None:
+                raise StoreError(
+                    f"feedback store {self.url}: no annotation {annotation!r} to delete."
+                )
+            if last["kind"] != "deletion":
+                row = event_row("deletion", annotation, last["item"], last["annotator"], raw)
+                connection.execute(sa.insert(events_table).values(row))
+
+        self.write(write)
 
     def items(self, kind: Kind | None = None) -> list[Item]:
         """Every item (of one kind), in the order of issue."""
@@ -295,75 +312,18 @@ class FeedbackStore:
                 events=connection.scalar(count.select_from(events_table)) or 0,
             )
 
-    def _add_event(
-        self,
-        kind: str,
-        annotation: str,
-        item: str,
-        annotator: str,
-        raw: Mapping[str, Any] | None,
-    ) -> str:
-        now = datetime.now(UTC)
-        row = {
-            "kind": kind,
-            "annotation": annotation,
-            "item": item,
-            "annotator": annotator,
-            "judgement": {},
-            "raw": dict(raw or {}),
-            "created_at": now,
-            "recorded_at": now,
-        }
-
-        def write(connection: Connection) -> None:
-            if not find_items(connection, [item]):
-                raise StoreError(
-                    f"feedback store {self.url}: no pair {item!r}. Fix: add the pair first."
-                )
-            if not unchanged(last_events(connection, [annotation]).get(annotation), row):
-                connection.execute(sa.insert(events_table).values(row))
-
-        self.write(write)
-        return annotation
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection to read with; failures become `StoreError`."""
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except sa.exc.DBAPIError as error:
-            raise StoreError(
-                f"feedback store {self.url}: reading failed ({error.orig}). Fix: check that the "
-                "database is still there and whole."
-            ) from error
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection that reads one moment's state; failures become `StoreError`."""
+        return self._transactions.reading()
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
-        """Run `work` in one transaction; once more when another writer added the same pair."""
-        for attempt in (1, 2, 3):
-            try:
-                with (
-                    self._engine.connect().execution_options(writes=True) as connection,
-                    connection.begin(),
-                ):
-                    return work(connection)
-            except sa.exc.IntegrityError as error:
-                if attempt == 3:
-                    raise StoreError(
-                        f"feedback store {self.url}: the rows do not fit ({error.orig})."
-                    ) from error
-            except sa.exc.DBAPIError as error:
-                raise StoreError(
-                    f"feedback store {self.url}: writing failed ({error.orig}). Nothing of this "
-                    "call was kept. Fix: check the disk and permissions, then call again."
-                ) from error
-            except (sa.exc.StatementError, UnicodeEncodeError) as error:
-                cause = getattr(error, "orig", None) or error
-                raise DataError(
-                    f"feedback store {self.url}: a value cannot be stored ({cause}). Fix: use "
-                    "plain JSON values (text, numbers, lists, mappings)."
-                ) from error
-        raise AssertionError("unreachable")
+        """Run `work` in one transaction, alone among writers: what it reads stays true.
+
+        Raises:
+            DataError: a value cannot be stored.
+            StoreError: the database refused or is out of reach; nothing of this call was kept.
+        """
+        return self._transactions.write(work)
 
 
 def _named_item(judgement: Judgement) -> str:

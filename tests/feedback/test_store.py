@@ -1,25 +1,18 @@
-import os
-import sqlite3
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
 
-from feedback.errors import DataError, MissingDependencyError, StoreError
+from feedback.errors import DataError, StoreError
 from feedback.schema import Comparison, Correction, pair_id
 from feedback.store import FeedbackStore
-from feedback.tables import metadata, store_table
+from feedback.tables import APPEND_ONLY, metadata
 
+NOW = datetime.now(UTC)
 CHAT = [{"role": "user", "content": "Where is my parcel? \u202e<b>\U0001f4e6</b>"}]
 ONE = Comparison(CHAT, "On its way.", "No idea.", "a", "ann", source_a="sft", reason="clearer")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'feedback.db'}"
 
 
 def test_a_pair_comes_back_as_it_was_issued(url: str) -> None:
@@ -44,13 +37,13 @@ def test_issuing_a_pair_again_even_turned_round_changes_nothing(url: str) -> Non
         assert store.pairs() == before
 
 
-def test_display_order_is_a_fair_coin_decided_by_the_seed(url: str) -> None:
-    with FeedbackStore(url) as store:
+def test_display_order_is_a_fair_coin_decided_by_the_seed(new_url: Callable[[], str]) -> None:
+    with FeedbackStore(new_url()) as store:
         for i in range(400):
             store.add_pair(f"p{i}", "x", "y", seed=7)
         shown = [pair.swapped for pair in store.pairs()]
     assert 160 < sum(shown) < 240
-    with FeedbackStore(f"{url}2") as other:
+    with FeedbackStore(new_url()) as other:
         for i in range(20):
             other.add_pair(f"p{i}", "x", "y", seed=7)
         assert [pair.swapped for pair in other.pairs()] == shown[:20]
@@ -109,13 +102,84 @@ def test_deletions_and_skips_are_events_that_hide_a_judgement(url: str) -> None:
         assert store.counts().annotators == 2
 
 
-def test_rows_cannot_be_changed_even_by_sql(url: str) -> None:
+HERE = {"server": "http://server", "project": 1, "created_at": NOW, "recorded_at": NOW}
+JOURNAL = {  # a row for each table that the store itself does not write
+    "projects": {
+        "name": "n",
+        "kind": "pair",
+        "annotator": "",
+        "config": "c",
+        "config_hash": "h",
+        "role": "labels",
+    },
+    "pushes": {"batch": "b", "state": "planned", "after": 0, "keys": []},
+    "tasks": {"key": "k", "item": pair_id(CHAT, ONE.response_a, ONE.response_b), "task": 1},
+    "pulls": {"seen_until": NOW},
+    "quarantine": {"fingerprint": "f", "reason": "r", "raw": {}},
+}
+
+
+@pytest.mark.parametrize("table", [table.name for table in APPEND_ONLY])
+def test_rows_cannot_be_changed_even_by_sql(url: str, table: str) -> None:
     with FeedbackStore(url) as store:
         store.add_comparison(ONE)
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        for statement in ("UPDATE events SET annotator='x'", "DELETE FROM items"):
-            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                connection.execute(statement)
+        if row := JOURNAL.get(table):
+            into = metadata.tables[table]
+            values = {key: value for key, value in (HERE | row).items() if key in into.c}
+            store.write(lambda connection: connection.execute(sa.insert(into), values))
+    engine = sa.create_engine(url)
+    statements = [f"UPDATE {table} SET position=position + 9", f"DELETE FROM {table}"]
+    if engine.dialect.name == "postgresql":
+        statements.append(f"TRUNCATE {table} CASCADE")
+    for statement in statements:
+        with (
+            pytest.raises(sa.exc.IntegrityError, match="append-only"),
+            engine.begin() as connection,
+        ):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_every_character_of_a_text_comes_back(url: str) -> None:
+    text = "".join(map(chr, [*range(256), 0x2028, 0xFFFF, 0x1F4E6]))
+    said = replace(ONE, response_b=text, reason=text)
+    with FeedbackStore(url) as store:
+        store.add_comparison(said, raw={text: [text]})
+        (kept,) = store.comparisons()
+        (event,) = store.history()
+    assert (kept.response_b, kept.reason, event["raw"]) == (text, text, {text: [text]})
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x00nn", "\x00", "\x000", "a\u2400", "\u24000\x00\u2400\u2400\x000"]
+)
+def test_every_name_comes_back(url: str, name: str) -> None:
+    with FeedbackStore(url) as store:
+        for _ in range(2):
+            store.add_comparison(replace(ONE, annotator=name), annotation=f"1{name}")
+        store.add_pair("p", "x", "y", round=name)
+        (event,) = store.history(f"1{name}")
+        assert (event["annotator"], event["annotation"]) == (name, f"1{name}")
+        assert store.comparisons()[0].annotator == name
+        assert store.pairs()[1].round == name
+
+
+def test_what_python_calls_json_is_kept_and_known_again(url: str) -> None:
+    with FeedbackStore(url) as store:
+        for _ in range(2):
+            odd = {"time": float("nan"), "far": float("inf"), "both": (1, 2), "n": 10**30}
+            store.add_comparison(ONE, annotation="7", raw=odd)
+        (event,) = store.history()
+    assert (event["raw"]["far"], event["raw"]["both"]) == (float("inf"), [1, 2])
+    assert event["raw"]["n"] == 10**30
+    assert event["raw"]["time"] != event["raw"]["time"]
+
+
+def test_long_ids_are_kept_whole(url: str) -> None:
+    name = f"https://{'sub.' * 60}example.org/7/1"
+    with FeedbackStore(url) as store:
+        store.add_comparison(ONE, annotation=name)
+        assert store.history()[0]["annotation"] == name
 
 
 def test_a_batch_is_kept_whole_or_not_at_all(url: str) -> None:
@@ -142,111 +206,19 @@ def test_a_pair_that_cannot_be_stored_is_refused(
         store.add_pair("p", "x", response, columns=columns)
 
 
+def test_a_seed_past_the_column_is_refused(url: str) -> None:
+    with FeedbackStore(url) as store:
+        store.add_pair("p", "x", "y", seed=2**63 - 1)
+        with pytest.raises(DataError, match="cannot be stored"):
+            store.add_pair("q", "x", "y", seed=2**63)
+
+
 def test_events_of_unknown_pairs_and_annotations_are_refused(url: str) -> None:
     with FeedbackStore(url) as store:
         with pytest.raises(StoreError, match="no pair 'nope'"):
             store.add_skip("nope", "ann")
         with pytest.raises(StoreError, match="no annotation '9'"):
             store.delete_annotation("9")
-
-
-@pytest.mark.parametrize("bad", ["", "feedback.db", "sqlite//x"])
-def test_a_bad_url_is_named_with_a_good_one(bad: str) -> None:
-    with pytest.raises(StoreError, match=r"not a database URL.*sqlite:///feedback\.db"):
-        FeedbackStore(bad)
-
-
-def test_a_missing_driver_is_named() -> None:
-    with pytest.raises(StoreError, match="not a database URL"):
-        FeedbackStore("nodatabase://host/name")
-    with pytest.raises(MissingDependencyError, match="pip install pg8000"):
-        FeedbackStore("postgresql+pg8000://host/name")
-
-
-def test_a_missing_store_is_not_created_by_a_reader(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no such file"):
-        FeedbackStore(f"sqlite:///{tmp_path}/none.db", create=False)
-    assert not (tmp_path / "none.db").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be created"):
-        FeedbackStore(f"sqlite:///{tmp_path}/file/feedback.db")
-    with pytest.raises(StoreError, match="is a folder"):
-        FeedbackStore(f"sqlite:///{tmp_path}")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="Permission denied"):
-        FeedbackStore(f"sqlite:///{tmp_path}/feedback.db")
-
-
-def test_other_databases_and_files_are_refused_and_left_alone(tmp_path: Path) -> None:
-    text, other = tmp_path / "notes.db", tmp_path / "other.db"
-    text.write_text("these are my notes, not a database\n" * 40)
-    with sqlite3.connect(other) as connection:
-        connection.execute("CREATE TABLE songs (title TEXT)")
-    for path, message in ((text, "file is not a database"), (other, "not a feedback.*songs")):
-        before = path.read_bytes()[100:]
-        with pytest.raises(StoreError, match=message):
-            FeedbackStore(f"sqlite:///{path}")
-        assert path.read_bytes()[100:] == before
-
-
-def test_a_newer_format_is_refused(url: str) -> None:
-    engine = sa.create_engine(url)
-    metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(sa.insert(store_table).values(format="align-feedback", version=99))
-    with pytest.raises(StoreError, match="version 99"):
-        FeedbackStore(url)
-
-
-def test_sqlite_runs_with_a_write_ahead_log(url: str) -> None:
-    FeedbackStore(url).close()
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-WRITER = """
-import sys
-from feedback.schema import Comparison
-from feedback.store import FeedbackStore
-url, name = sys.argv[1:]
-with FeedbackStore(url) as store:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for i in range(100):
-        store.add_pair(f"p{i}", "x", "y", seed=1)
-        store.add_comparison(Comparison(f"p{i}", "x", "y", "a", name))
-"""
-
-
-def test_processes_writing_at_once_lose_and_double_nothing(url: str) -> None:
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, url, f"ann{i}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        for i in range(3)
-    ]
-    for writer in writers:  # all create the store at once, then start together
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    outcomes = [writer.communicate("go\n", timeout=120)[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0, 0], outcomes
-    with FeedbackStore(url, create=False) as store:
-        counts = store.counts()
-        judged = {(c.prompt, c.annotator) for c in store.comparisons()}
-    assert (counts.pairs, counts.comparisons, counts.annotators) == (100, 300, 3)
-    assert len(judged) == 300
 
 
 def test_a_correction_belongs_to_the_pair_that_comes_with_it(url: str) -> None:

@@ -47,6 +47,6 @@ def upgrade() -> None:
     )
     if op.get_bind().dialect.name == "sqlite":
         for table in ("pairs", "events"):
-            for statement in refusals(table):
+            for statement in refusals(table, "sqlite"):
                 op.execute(statement)
     op.execute("INSERT INTO store (format, version) VALUES ('align-feedback', 1)")

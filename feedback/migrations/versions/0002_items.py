@@ -50,6 +50,12 @@ def upgrade() -> None:
         "created_at, recorded_at) SELECT position, kind, annotation, pair, annotator, judgement, "
         "raw, created_at, recorded_at FROM old_events ORDER BY position"
     )
+    if bind.dialect.name == "postgresql":  # rows with a position of their own do not move it on
+        for name in ("items", "events"):
+            op.execute(
+                f"SELECT setval(pg_get_serial_sequence('{name}', 'position'), max(position)) "
+                f"FROM {name} HAVING max(position) IS NOT NULL"
+            )
     op.drop_table("old_events")
     op.drop_table("pairs")
     op.execute("UPDATE store SET version = 2 WHERE format = 'align-feedback'")
