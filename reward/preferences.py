@@ -4,10 +4,10 @@ Rows are TRL's preference format with an explicit prompt; a conversational promp
 conversational answers. Under hard labels a tie teaches nothing: it is dropped and counted. Under
 soft labels it stays, and teaches that the answers are equally good.
 
-TRL 1.16 reads no soft label of a row: its collators keep only the token ids (and, in RewardTrainer,
-`margin`), and DPO's `label_smoothing` is one number for all rows. `expand_soft` therefore repeats
-rows, each pair equally often and turned round in the share 1 - P: the mean of the logistic loss
-over the copies is the soft label's cross-entropy, and so is its gradient.
+Our reward and DPO trainers read the column `soft_label` (`data.labels` of a configuration asks for
+it). For trainers that do not, TRL's own among them, `expand_soft` repeats rows, each pair equally
+often and turned round in the share 1 - P: the mean of the logistic loss over the copies is the soft
+label's cross-entropy, and so is its gradient.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from feedback.quality.soft import SoftMethod, soft_labels
 from feedback.schema import Comparison, Message, Text
 
 SoftMode = Literal["column", "rows"]
+SOFT_LABEL = "soft_label"  # the column: P(chosen is better), in [0, 1]
+TIE = 1e-6  # a soft label this near to one half names no better answer
 MOST_COPIES = 12  # of a pair, unless asked for; meets the votes of 1, 2, 3 or 6 people exactly
 
 
@@ -59,7 +61,8 @@ def preferences(
         weight: add `weight`, |2 s - 1| for a share s of the votes: 1 unanimous, 0 a tie. TRL's
             trainers drop the column; it is for losses that read it.
         soft: `column` adds `soft_label`, P(chosen is better) in [0.5, 1], for losses that read it;
-            `rows` repeats rows instead, see `expand_soft`. Pairs at one half are kept.
+            `rows` repeats rows instead, see `expand_soft`. Pairs at one half are kept, but for
+            those of two equal answers, which no loss can tell apart.
         labels: where soft labels come from: a method of `soft_labels`, or P(a better) by pair id.
 
     Raises:
@@ -109,6 +112,12 @@ def preference_rows(
     return found.rows
 
 
+def is_tie(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a soft label and it names no better answer."""
+    label = row.get(SOFT_LABEL)
+    return label is not None and abs(float(label) - 0.5) <= TIE
+
+
 def expand_soft(
     rows: Sequence[Mapping[str, Any]], copies: int | None = None
 ) -> list[dict[str, Any]]:
@@ -129,11 +138,11 @@ def expand_soft(
     """
     if copies is not None and copies < 1:
         raise ValueError(f"copies must be at least 1, not {copies}.")
-    shares = [_probability(row.get("soft_label"), f"row {i}") for i, row in enumerate(rows)]
+    shares = [_probability(row.get(SOFT_LABEL), f"row {i}") for i, row in enumerate(rows)]
     times = copies or _fewest_copies(shares)
     expanded = []
     for row, share in zip(rows, shares, strict=True):
-        kept = {name: value for name, value in row.items() if name != "soft_label"}
+        kept = {name: value for name, value in row.items() if name != SOFT_LABEL}
         turned = kept | {"chosen": kept["rejected"], "rejected": kept["chosen"]}
         stand = int(share * times + 0.5)
         expanded += [dict(kept) for _ in range(stand)]
@@ -149,7 +158,9 @@ def _soft_preferences(
     rows, ties = [], 0
     for verdict in verdicts:
         share = _probability(known.get(verdict.pair), f"pair {verdict.pair}")
-        ties += share == 0.5
+        ties += abs(share - 0.5) <= TIE
+        if abs(share - 0.5) <= TIE and verdict.response_a.strip() == verdict.response_b.strip():
+            continue
         answers = [verdict.response_a, verdict.response_b]
         if share < 0.5:
             answers.reverse()
@@ -160,7 +171,7 @@ def _soft_preferences(
                 "prompt": verdict.prompt,
                 "chosen": chosen,
                 "rejected": rejected,
-                "soft_label": label,
+                SOFT_LABEL: label,
             }
         )
     return Preferences(

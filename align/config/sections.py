@@ -87,6 +87,7 @@ class DataSection(Section):
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = 0  # the same seed splits the same prompts alike in every stage
     bad_rows: Literal["strict", "quarantine"] = "strict"
+    labels: Literal["majority", "votes", "dawid-skene"] = "majority"  # of a store's pairs
     deduplicate: Literal["none", "exact", "near"] = "exact"
     near_threshold: float = Field(default=0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams
     overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length

@@ -50,7 +50,7 @@ class DataCard:
     reasons: dict[str, int] = field(default_factory=dict)  # of bad rows
     quarantine: str | None = None  # the file that bad rows were written to
     ties: int = 0  # pairs of a store without a winner, and rows whose answers are equal
-    contested: int = 0  # pairs of a store on which people disagree; the majority decides
+    contested: int = 0  # pairs of a store on which people disagree; `labels` says what decides
     contradictions: int = 0  # preferences whose opposite is in the data too
     options: dict[str, Any] = field(default_factory=dict)  # the settings that decided all this
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)  # by split

@@ -43,8 +43,8 @@ def odd_rows(rows: Iterable[Row]) -> list[tuple[Row, RowProblem]]:
 def to_dataset(rows: Sequence[Row], kind: Kind) -> Dataset | None:
     """Rows as a dataset with every column that any row has; None without rows.
 
-    A preference without a margin or weight, where others have one, gets 0 or 1: what changes
-    nothing. Other missing values are None.
+    A preference without a margin, weight or soft label, where others have one, gets 0, 1 or 1:
+    what changes nothing. Other missing values are None.
 
     Raises:
         DataError: a column cannot be put in a table, for example a number past 64 bits.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.data.rows import Row, normalise, plain_text
+from reward.preferences import SOFT_LABEL
 
 TEXT_FIELDS = ("prompt", "completion", "chosen", "rejected", "text")
 N = 3  # words in a shingle
@@ -32,12 +33,16 @@ def row_texts(row: Row) -> tuple[str, ...]:
 
 
 def drop_exact(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The first row of every text, and the repetitions."""
-    seen: set[tuple[str, ...]] = set()
+    """The first row of every text and soft label, and the repetitions.
+
+    Of two rows that differ in their soft label alone both stay: dropping one would turn the mean
+    of two opinions into the first.
+    """
+    seen: set[tuple[object, ...]] = set()
     kept: list[Row] = []
     dropped: list[Row] = []
     for row in rows:
-        texts = row_texts(row)
+        texts = (*row_texts(row), row.values.get(SOFT_LABEL))
         (dropped if texts in seen else kept).append(row)
         seen.add(texts)
     return kept, dropped

@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from align.data.conversation import add_system
@@ -28,6 +28,7 @@ from align.data.rows import Kind, Values
 from align.errors import DataError
 from feedback.dialogue import RowProblem, is_dialogue
 from feedback.schema import Text
+from reward.preferences import SOFT_LABEL
 
 SERVES: dict[str, tuple[Kind, ...]] = {
     "preference": ("sft", "preference", "prompts"),
@@ -41,7 +42,8 @@ SERVES: dict[str, tuple[Kind, ...]] = {
 FORMAT_FIELDS = frozenset(
     ["prompt", "completion", "chosen", "rejected", "label", "messages", "conversations", "text"]
 )
-WEIGHTS = {"margin": 0.0, "weight": 1.0}  # optional numbers of a preference, and what changes none
+# Optional numbers of a preference, and what changes none.
+WEIGHTS = {"margin": 0.0, "weight": 1.0, SOFT_LABEL: 1.0}
 RESERVED = ("prompts", "completions")  # names a reward function's own arguments have
 SNIFF = 50  # rows that a format is guessed from
 
@@ -105,9 +107,13 @@ def convert(
     if system is not None and example.prompt is not None:
         example.prompt = add_system(as_turns(example.prompt), system)
     if kind == "sft":
-        return _to_sft(example)
+        return _to_sft(_likelier_first(example, _weights(renamed, [SOFT_LABEL])))
     if kind == "preference":
-        return _to_preference(example) | _weights(renamed)
+        found = _weights(renamed)
+        if SOFT_LABEL in found:
+            example = _likelier_first(example, found)
+            found[SOFT_LABEL] = max(found[SOFT_LABEL], 1 - found[SOFT_LABEL])
+        return _to_preference(example) | found
     assert example.prompt is not None
     return {"prompt": example.prompt} | _further_columns(values, renamed, columns)
 
@@ -172,10 +178,10 @@ def _to_preference(example: Example) -> Values:
     return {"prompt": example.prompt} | answers
 
 
-def _weights(renamed: Values) -> Values:
-    """The row's margin and weight, where it has them, as finite numbers."""
+def _weights(renamed: Values, names: Iterable[str] = WEIGHTS) -> Values:
+    """The row's margin, weight and soft label, where it has them, as finite numbers."""
     found = {}
-    for name in WEIGHTS:
+    for name in names:
         value = renamed.get(name)
         if value is None or value == "":
             continue
@@ -185,8 +191,18 @@ def _weights(renamed: Values) -> Values:
             raise RowProblem(f"{name} has the wrong type", f"{value!r}; a number") from None
         if not math.isfinite(number):
             raise RowProblem(f"{name} is not finite", f"{value!r}; expected a finite number")
+        if name == SOFT_LABEL and not 0 <= number <= 1:
+            raise RowProblem(f"{name} is no probability", f"{value!r}; expected 0 to 1")
         found[name] = number
     return found
+
+
+def _likelier_first(example: Example, weights: Values) -> Example:
+    """The example with the better answer as `chosen`: turned where its soft label is below 0.5."""
+    if weights.get(SOFT_LABEL, 1.0) < 0.5 and "rejected" in example.answers:
+        chosen, rejected = (example.answers[name] for name in ("chosen", "rejected"))
+        example.answers |= {"chosen": rejected, "rejected": chosen}
+    return example
 
 
 def _further_columns(values: Values, renamed: Values, columns: Mapping[str, str]) -> Values:

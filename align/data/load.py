@@ -21,11 +21,12 @@ from align.data.formats import check_serves, convert, detect_format
 from align.data.mix import mix
 from align.data.parse import EQUAL_ANSWERS
 from align.data.quarantine import settle_bad_rows
-from align.data.remote import read_source
+from align.data.remote import is_store, read_source
 from align.data.rows import BadRow, Kind, Row, Values, prompt_key
 from align.data.split import remove_leaks, split_rows
-from align.errors import DataError
+from align.errors import ConfigError, DataError, Problem
 from feedback.dialogue import RowProblem
+from reward.preferences import SOFT_LABEL
 
 ROLES = ("train", "validation", "test")
 
@@ -57,9 +58,11 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
 
     Raises:
         DataError: a source is missing, damaged, empty or in a format that cannot serve `kind`; a
-            row is bad and `bad_rows` is "strict"; conversations and plain text are mixed; no
-            training row is left.
+            row is bad and `bad_rows` is "strict"; conversations and plain text are mixed; margins
+            and soft labels are mixed; no training row is left.
+        ConfigError: `labels` where no store's preferences are read.
     """
+    check_labels(section, kind)
     card = DataCard(kind, options=_options(section))
     given = {
         "train": section.train,
@@ -76,7 +79,9 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
     card.add_bad(bad)
     if settle_bad_rows(bad, card.rows_read, section.bad_rows, quarantine):
         card.quarantine = str(quarantine)
-    card.layout = _check_layout([row for pool in pools.values() for rows in pool for row in rows])
+    rows = [row for pool in pools.values() for rows in pool for row in rows]
+    card.layout = _check_layout(rows)
+    _check_one_strength(rows)
     pools = {role: _deduplicate(pool, role, section, card) for role, pool in pools.items()}
     pools = _remove_leaks(pools, card)
     _check_not_empty(pools, given, card)
@@ -107,12 +112,38 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
     return Splits(train, validation, test, card)
 
 
+def check_labels(section: DataSection, kind: Kind) -> None:
+    """Refuse soft labels where nothing would read them.
+
+    Raises:
+        ConfigError: `data.labels` is not "majority", and the stage learns from no preferences or
+            no source is a feedback store.
+    """
+    if section.labels == "majority":
+        return
+    sources = [*section.train, *(section.validation or []), *(section.test or [])]
+    what = None
+    if kind != "preference":
+        what = "soft labels are for `align reward` and `align dpo`, which compare two answers."
+    elif not any(is_store(source.path, source.format == "store") for source in sources):
+        what = "is made of the votes in a feedback store, but no source of data is a store's URL."
+    if what:
+        fix = "leave it out; a file says P(chosen is better) in a column soft_label."
+        raise ConfigError([Problem("data.labels", f"{section.labels}: {what}", fix)])
+
+
 def _load(
     source: SourceSection, index: int, role: str, kind: Kind, section: DataSection, card: DataCard
 ) -> tuple[list[Row], list[BadRow]]:
     """One source's rows in canonical columns, and its bad rows; its line on the card."""
     store = source.format == "store"
-    data = read_source(source.path, split=source.split, limit=source.limit, store=store)
+    data = read_source(
+        source.path,
+        split=source.split,
+        limit=source.limit,
+        store=store,
+        labels=section.labels,
+    )
     readable = [record.values for record in data.records if record.values is not None]
     if not data.records:
         empty = f" ({data.ties} pairs are ties)" if data.ties else ""
@@ -178,6 +209,17 @@ def _check_layout(rows: Sequence[Row]) -> str:
             "conversations."
         )
     return next(iter(first), "")
+
+
+def _check_one_strength(rows: Sequence[Row]) -> None:
+    """Refuse margins beside soft labels: two ways of saying how far apart answers are."""
+    found = {name: row for row in rows for name in ("margin", SOFT_LABEL) if name in row.values}
+    if len(found) == 2:
+        raise DataError(
+            f"{found['margin'].where} has a margin and {found[SOFT_LABEL].where} a soft_label; a "
+            "reward model reads one or the other. Fix: leave one column out, or read the store "
+            "with data.labels=majority."
+        )
 
 
 LAYOUTS = {
@@ -291,6 +333,7 @@ def _options(section: DataSection) -> dict[str, Any]:
         "test_fraction",
         "split_seed",
         "bad_rows",
+        "labels",
         "deduplicate",
         "near_threshold",
         "system_prompt",

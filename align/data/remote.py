@@ -16,6 +16,8 @@ from align.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from feedback.quality.soft import SoftMethod
+
 STORE_URL = re.compile(r"^[a-z][a-z0-9+]*://")
 HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+)?$")
 
@@ -32,7 +34,12 @@ class SourceData:
 
 
 def read_source(
-    path: str, *, split: str = "train", limit: int | None = None, store: bool = False
+    path: str,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    store: bool = False,
+    labels: SoftMethod = "majority",
 ) -> SourceData:
     """Read a source, wherever it is.
 
@@ -42,13 +49,15 @@ def read_source(
         split: which split of a folder or hub dataset.
         limit: read the first rows only.
         store: `path` is a FeedbackStore's SQLite file even without a URL's scheme.
+        labels: how a store's votes become labels: `majority` drops ties; the others add the column
+            `soft_label` and keep them.
 
     Raises:
         DataError: the source is missing or cannot be read; the message names the nearest file.
     """
     place = Path(path)
-    if STORE_URL.match(path) or store:
-        data = _read_store(path if STORE_URL.match(path) else f"sqlite:///{path}")
+    if is_store(path, store):
+        data = _read_store(path if STORE_URL.match(path) else f"sqlite:///{path}", labels)
         data.records = data.records[:limit]
         return data
     if place.is_dir():
@@ -58,6 +67,11 @@ def read_source(
             raise DataError(missing(place))
         return SourceData(list(islice(read_file(place), limit)), file_sha256(place))
     return _read_dataset(_load_hub(path, split), f"{path}[{split}]", limit)
+
+
+def is_store(path: str, store: bool = False) -> bool:
+    """Whether a source is a feedback store: a URL, or declared to be one."""
+    return store or bool(STORE_URL.match(path))
 
 
 def _read_dataset(dataset: Dataset, name: str, limit: int | None) -> SourceData:
@@ -104,8 +118,8 @@ def _load_hub(path: str, split: str) -> Dataset:
         ) from error
 
 
-def _read_store(url: str) -> SourceData:
-    """The comparisons of a feedback store as preference rows, one per pair by majority."""
+def _read_store(url: str, labels: SoftMethod) -> SourceData:
+    """The comparisons of a feedback store as preference rows, one per pair."""
     from sqlalchemy.engine import make_url
 
     from feedback.store import FeedbackStore
@@ -116,7 +130,11 @@ def _read_store(url: str) -> SourceData:
     if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
-        found = preferences(store.comparisons())
+        said = store.comparisons()
+        if labels == "majority":
+            found = preferences(said)
+        else:
+            found = preferences(said, soft="column", labels=labels)
         name = store.url
     return SourceData(
         [Record(f"{name}#{i}", row) for i, row in enumerate(found.rows, start=1)],

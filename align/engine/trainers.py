@@ -1,4 +1,4 @@
-"""TRL's trainers with guards and finite checks: a few lines each, no TRL `_method` touched."""
+"""TRL's trainers with guards, finite checks and soft labels; no TRL `_method` is touched."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import trl
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
+from align.engine.soft_labels import SoftDPOMixin, SoftRewardMixin
 
 
 class SFTTrainer(FiniteMixin, GuardMixin, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class RewardTrainer(FiniteMixin, GuardMixin, trl.RewardTrainer):
-    """Bradley-Terry reward modelling."""
+class RewardTrainer(FiniteMixin, GuardMixin, SoftRewardMixin, trl.RewardTrainer):
+    """Bradley-Terry reward modelling, on hard or soft labels."""
 
 
-class DPOTrainer(FiniteMixin, GuardMixin, trl.DPOTrainer):
-    """Direct preference optimisation."""
+class DPOTrainer(FiniteMixin, GuardMixin, SoftDPOMixin, trl.DPOTrainer):
+    """Direct preference optimisation, on hard or soft labels."""

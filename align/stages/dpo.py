@@ -8,10 +8,11 @@ log-probability is reported: DPO can win its margin while making both answers le
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from align.config.sections import DataSection
 from align.config.stages import DPOStage
@@ -20,6 +21,7 @@ from align.data.tokens import encode_pairs
 from align.engine.guards.base import Batch
 from align.engine.head import completion_logprobs
 from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
+from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
 from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import DPOTrainer
 from align.errors import ConfigError, ModelError, Problem
@@ -40,6 +42,8 @@ from align.stages.common import (
 from align.stages.dryrun import context_of, dry_report
 from align.stages.preflight import build_trainer, check_start, loading
 from align.stages.sft import sequence_nll
+from feedback.agreement import wilson
+from reward.preferences import SOFT_LABEL, is_tie
 
 LOSS_TYPES = (
     "sigmoid",
@@ -71,6 +75,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     check_start(config)
     args = trainer_args(config, run, eval_strategy="epoch")
     check_losses(args.loss_type)
+    if config.data.labels != "majority":
+        refuse_soft_labels(args)
     tokenizer = open_tokenizer(config.model)
     data = load_data(
         config,
@@ -80,6 +86,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         max_length=args.max_length,
         context=context_of(config.model.path),
     )
+    if has_soft_labels(data):
+        refuse_soft_labels(args)
     if data.validation is None:
         args.eval_strategy = "no"
     if dry_run:
@@ -120,7 +128,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         check_margin(trainer)
     train(trainer, config, run, resume=resume)
     warn_of_lost_likelihood(run)
-    results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}
+    measured = leave_ties_out(measure_held_out(trainer, prepared), prepared)
+    results = {"steps": trainer.state.global_step, **measured}
     save_model(trainer.model, tokenizer, run.model)
     run.finish(**results)
 
@@ -137,6 +146,23 @@ def check_losses(names: list[str]) -> None:
         fix = f"did you mean {near[0]}?" if near else f"use {', '.join(LOSS_TYPES)}."
         what = f"{unknown[0]!r} is no loss type."
         raise ConfigError([Problem("trainer.loss_type", what, fix)])
+
+
+def leave_ties_out(results: dict[str, Any], prepared: Mapping[str, Dataset]) -> dict[str, Any]:
+    """Accuracies with the interval of the pairs they count: those that have a better answer.
+
+    Args:
+        results: of `measure_held_out`, whose intervals count every row.
+        prepared: the held-out rows by split.
+    """
+    for name, rows in prepared.items():
+        found = results[name]
+        if SOFT_LABEL not in rows.column_names or "accuracy" not in found:
+            continue
+        n = sum(not is_tie({SOFT_LABEL: label}) for label in rows[SOFT_LABEL])
+        share = wilson(round(found["accuracy"] * n), n)
+        found |= {"low": share.low, "high": share.high, "n": n, "undecided": len(rows) - n}
+    return results
 
 
 def check_margin(trainer: Any) -> float:

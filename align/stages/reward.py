@@ -1,4 +1,4 @@
-"""Reward modelling: `align reward`. Pairwise Bradley-Terry through TRL, with margins and centring.
+"""Reward modelling: `align reward`. Pairwise Bradley-Terry through TRL; margins or soft labels.
 
 Ends by scoring samples of the reference policy, whose mean and std are saved in the model: PPO
 needs them, and refuses a model without. Held-out accuracy stands beside a length-only baseline.
@@ -20,6 +20,7 @@ from align.data import load_splits
 from align.data.tokens import encode_prompt
 from align.engine.guards.base import Batch
 from align.engine.models import check_finite, freeze, load_policy, load_reward_start, peft_config
+from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
 from align.engine.trainers import RewardTrainer
 from align.errors import ConfigError, Problem
 from align.evaluate.reward_model import evaluate_reward_model
@@ -37,7 +38,9 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.preflight import build_trainer, check_model, check_start, loading
+from reward.losses import preference_loss
 from reward.model import RewardModel, fit_normalisation, write_normalisation
+from reward.preferences import SOFT_LABEL, is_tie
 from reward.score import encode_answer, pool_scores
 
 
@@ -50,6 +53,8 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     seed_everything(config.run.seed)
     check_start(config)
     args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5)
+    if config.data.labels != "majority":
+        refuse_soft_labels(args)
     tokenizer = open_tokenizer(config.model)
     policy = normalisation_policy(config)
     check_model("normalisation.policy", policy)
@@ -61,6 +66,8 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         max_length=args.max_length,
         context=context_of(config.model.path),
     )
+    if has_soft_labels(data):
+        refuse_soft_labels(args)
     if data.validation is None:
         args.eval_strategy = "no"
     prompts = normalisation_prompts(
@@ -105,10 +112,7 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         if part is not None:
             scorer = RewardModel(trained, tokenizer, batch_size=args.per_device_eval_batch_size)
             results[name] = held_out(part, data.train, scorer, tokenizer)
-            console.print(
-                f"{name}: accuracy {results[name]['accuracy']:.3f} "
-                f"[{results[name]['low']:.3f}, {results[name]['high']:.3f}], n = {len(part)}"
-            )
+            console.print(f"{name}: {in_words(results[name])}")
     run.finish(**results)
 
 
@@ -198,13 +202,45 @@ def normalise(
 def held_out(
     rows: Dataset, fit_rows: Dataset, scorer: RewardModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Accuracy, log-loss and calibration on held-out pairs beside a length-only rule."""
+    """Accuracy, log-loss and calibration on held-out pairs beside a length-only rule.
+
+    Pairs whose soft label is one half have no better answer: they are left out (`undecided` counts
+    them), but for `soft_log_loss`, the cross-entropy of all pairs with their soft labels.
+    """
 
     def score(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         return scorer.score(prompts, completions)
 
-    report = evaluate_reward_model(list(rows), score, fit_rows=list(fit_rows))
-    return report.as_dict()
+    pairs, labels = _decided(rows)
+    results: dict[str, Any] = {"n": 0}
+    if pairs:
+        fitted = _decided(fit_rows)[0] or None
+        results = evaluate_reward_model(pairs, score, fit_rows=fitted).as_dict()
+    if labels is not None:
+        chosen, rejected = (score(rows["prompt"], rows[name]) for name in ("chosen", "rejected"))
+        margins = torch.tensor(chosen).double() - torch.tensor(rejected).double()
+        loss = preference_loss(margins, torch.tensor(labels).double()).mean()
+        results |= {"soft_log_loss": float(loss), "undecided": len(rows) - len(pairs)}
+    return results
+
+
+def in_words(results: dict[str, Any]) -> str:
+    """The accuracy of held-out pairs on one line."""
+    undecided = f", {results['undecided']} ties left out" if results.get("undecided") else ""
+    if not results["n"]:
+        return f"no pair has a better answer{undecided}"
+    interval = f"[{results['low']:.3f}, {results['high']:.3f}]"
+    return f"accuracy {results['accuracy']:.3f} {interval}, n = {results['n']}{undecided}"
+
+
+def _decided(rows: Dataset) -> tuple[list[dict[str, Any]], list[float] | None]:
+    """Pairs that have a better answer, without the column of soft labels; and that column."""
+    pairs = [
+        {name: value for name, value in row.items() if name != SOFT_LABEL}
+        for row in rows
+        if not is_tie(row)
+    ]
+    return pairs, rows[SOFT_LABEL][:] if SOFT_LABEL in rows.column_names else None
 
 
 def merged(model: Any) -> PreTrainedModel:
