@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError, DataError, Problem
 from align.feedback_cli.common import STORE, Store, err, out
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def import_file(
 ) -> None:
     """Read judgements from a file (Label Studio, HH, PandaLM, TRL, CSV) into the store."""
     from feedback.formats import FORMATS, read_feedback
+    from feedback.importing import import_feedback
     from feedback.store import FeedbackStore
 
     if format != "auto" and format not in FORMATS:
@@ -33,15 +34,16 @@ def import_file(
     found = read_feedback(
         file, cast("Format", format), bad_rows="quarantine" if quarantine else "strict"
     )
+    if not found.rows:
+        raise DataError(f"{file}: holds no rows. Fix: check that it was written to the end.")
     with FeedbackStore(store) as opened:
-        before = opened.counts().events
-        opened.add_judgements(
-            [read.judgement for read in found.reads],
-            annotations=[read.annotation for read in found.reads],
-            raws=[read.raw for read in found.reads],
-        )
-        new = opened.counts().events - before
-    out.print(f"{file}: {len(found.reads)} judgements, {new} of them new", highlight=False)
+        new = import_feedback(opened, found)
+    counts = f"{len(found.reads)} judgements, {new.judgements} of them new"
+    if found.skips:
+        counts += f"; {len(found.skips)} skips, {new.skips} of them new"
+    if found.bad:
+        counts += f"; {len(found.bad)} set aside"
+    out.print(f"{file}: {counts}", markup=False, highlight=False)
     for row in found.bad:
         err.print(str(row), markup=False, highlight=False)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
+from align.errors import DataError
 from align.feedback_cli.common import STORE, Store, out
+
+if TYPE_CHECKING:
+    from feedback.schema import Comparison
+    from feedback.store import FeedbackStore
 
 app = typer.Typer()
 
@@ -19,7 +24,7 @@ def agreement(store: Store = STORE) -> None:
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        found = agreement_summary(opened.comparisons())
+        found = agreement_summary(_comparisons(opened))
     out.print(
         f"{found.judgements} judgements of {found.pairs} pairs by {len(found.annotators)} people; "
         f"{found.overlapping} pairs judged by two or more",
@@ -49,7 +54,7 @@ def show_annotators(store: Store = STORE) -> None:
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        records = annotator_quality(opened.comparisons())
+        records = annotator_quality(_comparisons(opened))
     table = Table(
         "annotator", "labels", "ties", "chose first", "chose longer", "with majority", "s", "flags"
     )
@@ -59,6 +64,19 @@ def show_annotators(store: Store = STORE) -> None:
         seconds = "–" if one.lead_time is None else f"{one.lead_time:.0f}"
         table.add_row(one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags))
     out.print(table)
+
+
+def _comparisons(store: FeedbackStore) -> list[Comparison]:
+    """What the store holds of pairs.
+
+    Raises:
+        DataError: nothing.
+    """
+    found = store.comparisons()
+    if not found:
+        fix = "align feedback pull, or import."
+        raise DataError(f"feedback store {store.url}: no judgements of pairs yet. Fix: {fix}")
+    return found
 
 
 def _interval(found: dict[str, Any]) -> str:

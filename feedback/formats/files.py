@@ -43,8 +43,10 @@ def read_records(path: Path) -> Iterator[Record]:
     """The rows of a file, lazily for JSON lines.
 
     Raises:
-        DataError: the file is missing, cannot be opened, or has an unknown suffix.
+        DataError: the file is missing, a folder, cannot be opened, or has an unknown suffix.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Fix: name a file in it.")
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
         raise DataError(

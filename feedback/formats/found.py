@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from feedback.dialogue import RowProblem
 from feedback.formats.result import Values
 from feedback.records import FLIPPED
-from feedback.schema import Comparison, Correction, Judgement, Ranking, Rating
+from feedback.schema import Comparison, Correction, Item, Judgement, Ranking, Rating
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Found:
 class Declined:
     """An annotation by which a person declined to judge an item."""
 
-    item: str
+    item: Item
     annotator: str
     id: str
     raw: Mapping[str, Any]

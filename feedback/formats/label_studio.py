@@ -84,7 +84,7 @@ def read_item(data: object) -> Item:
 
 
 def annotation_id(annotation: Mapping[str, Any], project: object, item: str, part: str) -> str:
-    """The id of one part (judgement, correction, skip) of an annotation; an update keeps it.
+    """The id of one part (judgement or skip, correction) of an annotation; an update keeps it.
 
     `unique_id` names an annotation on any server. Without it the project, its own id and the item
     do. Without these too it is empty: the id is then made from what was said.
@@ -106,8 +106,8 @@ def _read_annotation(annotation: object, item: Item, task_project: object) -> It
     project = next((value for value in projects if isinstance(value, int)), None)
     annotator = _read_person(annotation.get("completed_by"))
     if annotation.get("was_cancelled") is True:
-        name = annotation_id(annotation, project, item.id, "skip")
-        yield Declined(item.id, annotator, name or digest("skip", item.id, annotator), annotation)
+        name = annotation_id(annotation, project, item.id, "judgement")  # it may have been one
+        yield Declined(item, annotator, name or digest("skip", item.id, annotator), annotation)
         return
     try:
         judgements = parse_annotation(annotation, item, item.id, annotator)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from feedback.errors import DataError
-from feedback.schema import Comparison, Correction, Judgement, Ranking, Rating, Thumb
+from feedback.schema import Comparison, Correction, Item, Judgement, Ranking, Rating, Thumb
 
 Values: TypeAlias = dict[str, Any]  # one JSON object: whatever keys a file has
 J = TypeVar("J", Comparison, Ranking, Rating, Thumb, Correction)
@@ -56,7 +56,7 @@ class BadRow:
 class Skip:
     """An annotation by which a person declined to judge."""
 
-    item: str  # the item's id
+    item: Item
     annotator: str
     annotation: str
     where: str
@@ -96,7 +96,8 @@ class ReadResult:
         raise DataError(
             f"{self.file}: {len(self.bad):,} judgements or rows cannot be used, read as "
             f"{self.format}:\n{shown}{more}\n"
-            "Fix: mend them, or read with bad_rows='quarantine' to keep them aside and go on."
+            "Fix: mend them, or set them aside and go on: --quarantine, in Python "
+            "bad_rows='quarantine'."
         )
 
     def write_quarantine(self, path: Path) -> bool:

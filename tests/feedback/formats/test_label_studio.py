@@ -161,7 +161,7 @@ def test_skips_are_kept_apart(save):
     row = task(item, annotation(1, [], was_cancelled=True), annotation(2, [PREF]))
     read = read_feedback(save("x.json", [row, task(issue("thumb"))]))
     assert (read.rows, len(read.reads), len(read.skips), read.bad) == (2, 1, 1, [])
-    assert (read.skips[0].item, read.skips[0].annotator) == (item.id, "3")
+    assert (read.skips[0].item.id, read.skips[0].annotator) == (item.id, "3")
 
 
 @pytest.mark.parametrize(
