@@ -2,8 +2,11 @@
 
 import random
 
+import krippendorff
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
+from statsmodels.stats import inter_rater
 
 from feedback.errors import DataError
 from feedback.quality.alpha import krippendorff_alpha
@@ -54,10 +57,9 @@ def test_alpha_by_hand() -> None:
 @pytest.mark.parametrize("metric", ["nominal", "ordinal"])
 @pytest.mark.parametrize("seed", range(5))
 def test_alpha_equals_the_library_with_votes_missing(make_votes, metric, seed) -> None:
-    library = pytest.importorskip("krippendorff", reason="krippendorff is the oracle here")
     votes = make_votes(seed, missing=0.5)
     ours = krippendorff_alpha(votes, metric, labels=ORDER, draws=0)
-    theirs = library.alpha(as_matrix(votes, ORDER), level_of_measurement=metric)
+    theirs = krippendorff.alpha(as_matrix(votes, ORDER), level_of_measurement=metric)
     assert ours.value == pytest.approx(theirs, abs=1e-12)
 
 
@@ -93,7 +95,6 @@ def test_the_interval_is_that_of_resampled_items(make_votes) -> None:
 
 @pytest.mark.parametrize("weights", ["none", "linear", "quadratic"])
 def test_cohen_equals_scikit_learn(make_votes, weights) -> None:
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the oracle here")
     votes = make_votes(2, missing=0.4)
     ours = cohen_kappas(votes, labels=ORDER, weights=weights, draws=0)
     matrix = as_matrix(votes, ORDER)
@@ -102,21 +103,18 @@ def test_cohen_equals_scikit_learn(make_votes, weights) -> None:
         rows = matrix[[int(one[-1]), int(other[-1])]]
         both = rows[:, ~np.isnan(rows).any(axis=0)].astype(int)
         name = None if weights == "none" else weights
-        theirs = metrics.cohen_kappa_score(*both, labels=[0, 1, 2], weights=name)
+        theirs = cohen_kappa_score(*both, labels=[0, 1, 2], weights=name)
         assert found.value == pytest.approx(theirs, abs=1e-12)
         assert found.items == both.shape[1]
 
 
 def test_fleiss_equals_statsmodels_on_items_with_equally_many_votes(make_votes) -> None:
-    rater = pytest.importorskip(
-        "statsmodels.stats.inter_rater", reason="statsmodels is the oracle here"
-    )
     votes = make_votes(4)
     counts = vote_table(votes, ORDER).counts()
     found = fleiss_kappa(votes, labels=ORDER, draws=200)
     sizes = counts.sum(axis=1)
     kept = counts[sizes == found.votes / found.items]
-    assert found.value == pytest.approx(rater.fleiss_kappa(kept), abs=1e-12)
+    assert found.value == pytest.approx(inter_rater.fleiss_kappa(kept), abs=1e-12)
     assert found.low < found.value < found.high
     assert f"{len(counts) - len(kept)} items" in found.note
 
@@ -132,10 +130,9 @@ def test_real_annotators_equal_the_libraries(pandalm_votes) -> None:
     assert fleiss_kappa(pandalm_votes).value == pytest.approx(0.839601883649674, abs=1e-6)
     kappas = cohen_kappas(pandalm_votes, draws=0)
     matrix = as_matrix(pandalm_votes, ORDER).astype(int)
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the oracle here")
     for (one, other), found in kappas.items():
         rows = matrix[int(one[-1]) - 1], matrix[int(other[-1]) - 1]
-        assert found.value == pytest.approx(metrics.cohen_kappa_score(*rows), abs=1e-6)
+        assert found.value == pytest.approx(cohen_kappa_score(*rows), abs=1e-6)
 
 
 @pytest.mark.parametrize("votes", [[], [("i", "ann", "a"), ("j", "ann", "b")]])

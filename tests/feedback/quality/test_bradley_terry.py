@@ -1,5 +1,6 @@
 """Bradley-Terry with annotators: against choix, finite differences and simulated people."""
 
+import choix
 import numpy as np
 import pytest
 
@@ -29,7 +30,6 @@ def simulated(people, strengths, n=4000, seed=0) -> list[Comparison]:
 
 
 def test_the_plain_case_equals_choix() -> None:
-    choix = pytest.importorskip("choix", reason="choix is the oracle here")
     rng = np.random.default_rng(0)
     truth = np.array([1.0, 0.3, 0.0, -0.5, -1.2])
     games, said = [], []

@@ -1,7 +1,9 @@
 """Dawid and Skene against crowd-kit, against its own objective and against a known truth."""
 
 import numpy as np
+import pandas
 import pytest
+from crowdkit.aggregation import DawidSkene
 
 from feedback.errors import DataError
 from feedback.quality.dawid_skene import MIRROR, dawid_skene, dawid_skene_pairs
@@ -26,10 +28,8 @@ CROWD_KIT = {
 
 
 def crowd_kit(votes, labels, items, steps: int) -> np.ndarray:
-    library = pytest.importorskip("crowdkit.aggregation", reason="crowd-kit is the oracle here")
-    pandas = pytest.importorskip("pandas", reason="crowd-kit reads pandas")
     frame = pandas.DataFrame(votes, columns=["task", "worker", "label"])
-    found = library.DawidSkene(n_iter=steps, tol=-1e9).fit_predict_proba(frame)
+    found = DawidSkene(n_iter=steps, tol=-1e9).fit_predict_proba(frame)
     return found.loc[list(items)][list(labels)].to_numpy()
 
 
