@@ -28,6 +28,15 @@ from align.report.collect import TRAINING, RunData, collect
 from align.report.curves import count_lines, stage_curves
 from align.report.evidence import Evaluation, evaluate_family
 from align.report.families import display_name, hue, judge_name, make_families, trace
+from align.report.feedback import FeedbackQuality, feedback_quality
+from align.report.feedback_charts import (
+    axis,
+    lead_axis,
+    lead_row,
+    lowest,
+    time_range,
+    timeline,
+)
 from align.report.forest import forest_axis, forest_row, outcome_bar, reliability
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
@@ -52,7 +61,11 @@ _SAMPLE_CHARACTERS = 500_000
 
 
 def build_report(
-    runs: Sequence[Path], output: Path, title: str | None = None, summary: Json | None = None
+    runs: Sequence[Path],
+    output: Path,
+    title: str | None = None,
+    summary: Json | None = None,
+    feedback: str | None = None,
 ) -> Path:
     """Write one self-contained HTML page about runs and the runs they descend from.
 
@@ -63,6 +76,8 @@ def build_report(
         title: of the page; default: the folder the runs lie in.
         summary: further results to print and embed, for example summary.json. A `reward_model` in
             it, or in each of its `runs` (one per seed), is shown beside the evaluations'.
+        feedback: the URL of a feedback store, whose quality is shown, for example
+            sqlite:///feedback.db.
 
     Returns:
         The file written.
@@ -70,11 +85,13 @@ def build_report(
     Raises:
         DataError: no runs were given.
         RunError: a path is no run directory, or the page cannot be written.
+        StoreError: there is no such feedback store.
     """
     data = collect(runs)
+    quality = feedback_quality(feedback) if feedback is not None else None
     html = ""
     for share in (1.0, 0.5, 0.2, 0.05):  # less detail where the page would get too heavy
-        html = render(data, title, summary, share)
+        html = render(data, title, summary, share, quality)
         if len(html.encode()) <= MAX_BYTES:
             break
     target = output / "report.html" if output.is_dir() else output
@@ -94,7 +111,11 @@ def build_report(
 
 
 def render(
-    runs: Sequence[RunData], title: str | None, summary: Json | None, share: float = 1.0
+    runs: Sequence[RunData],
+    title: str | None,
+    summary: Json | None,
+    share: float = 1.0,
+    feedback: FeedbackQuality | None = None,
 ) -> str:
     """The page as a string.
 
@@ -103,6 +124,7 @@ def render(
         title: of the page.
         summary: further results.
         share: of the usual number of curve points and sample characters.
+        feedback: what a feedback store's section shows.
     """
     families = make_families(runs)
     lineage = trace(families)
@@ -129,6 +151,7 @@ def render(
         "notices": find_notices(ordered, families, lineage, evaluations),
         "evaluations": evaluations,
         "rewards": rewards,
+        "feedback": feedback,
         "pipeline_across": draw_pipeline(lineage),
         "pipeline_down": draw_pipeline(lineage, vertical=True),
         "lineage": lineage,
@@ -224,6 +247,12 @@ def _environment() -> jinja2.Environment:
         "forest_row": forest_row,
         "forest_axis": forest_axis,
         "outcome_bar": outcome_bar,
+        "coefficient_axis": axis,
+        "coefficient_low": lowest,
+        "lead_row": lead_row,
+        "lead_axis": lead_axis,
+        "time_range": time_range,
+        "timeline": timeline,
         "reliability": reliability,
         "percent_interval": percent_interval,
         "judged_on": judged_on,
