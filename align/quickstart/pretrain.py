@@ -3,8 +3,9 @@
 Three quarters of a million parameters learn plain text of the world in about a minute. Each row is
 one text: packed rows would put other customers' questions before the one to answer, and the model
 learns to read the question several times later. Questions are read and not learned for the same
-reason: with them in the loss the model knew a fifth of the facts after as many steps (measured on
-two seeds). Leaves out what a real pretraining needs: validation, checkpoints, more than one device.
+reason: the gold scorer's mark for correctness, from -1 to 1, was 0.88 and 0.69 on two seeds without
+them in the loss, and 0.12 and 0.23 with them, after as many steps. Leaves out what a real
+pretraining needs: validation, checkpoints, more than one device.
 """
 
 from __future__ import annotations
