@@ -36,6 +36,7 @@ import yaml
 from align.config.stages import StageConfig
 from align.errors import Interrupted, RunError
 from align.provenance import describe_device, git_state, versions
+from align.same import check_same
 
 # What a run holds that failed before its first step.
 BEFORE_TRAINING = {"run.json", "run.lock", "config.yaml", "data_card.json", "quarantine.jsonl"}
@@ -182,7 +183,7 @@ def _prepare(run: Run, resolved: dict[str, Any], *, resume: bool, overwrite: boo
     if existing.is_file():
         run.record = _read_record(existing)
         if resume:
-            _check_same(run.path, resolved)
+            check_same(run.path, resolved)
             run.update(resumed=[*run.record.get("resumed", []), now()])
             return
         # A run that failed before it trained (a misspelt path) holds nothing to protect.
@@ -216,51 +217,6 @@ def _read_record(file: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunError(f"{file} is damaged: it holds no JSON object. Fix: move the folder away.")
     return record
-
-
-def _check_same(path: Path, resolved: dict[str, Any]) -> None:
-    """A resumed run may only change where and how long it runs."""
-    try:
-        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"--resume: {path / 'config.yaml'} cannot be read ({error}). Fix: restore it, or start "
-            "a new run."
-        ) from None
-    if before.get("stage") != resolved["stage"]:
-        raise RunError(
-            f"--resume: {path} holds a {before.get('stage')} run, not {resolved['stage']}. Fix: "
-            "set run.dir to the run to continue."
-        )
-    free = {"run", "tracking"}
-    old = _flat({key: value for key, value in before.items() if key not in free})
-    new = _flat({key: value for key, value in resolved.items() if key not in free})
-    changed = [
-        f"{key}: {old.get(key, 'unset')!r} -> {new.get(key, 'unset')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "unset") != new.get(key, "unset")
-    ]
-    if changed:
-        raise RunError(
-            f"--resume: the configuration differs from the one {path} was started with "
-            f"({'; '.join(changed)}). Fix: resume with the same file and overrides, or start a "
-            "new run."
-        )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested sections and lists as one dict of dotted keys."""
-    if isinstance(value, dict) and value:
-        items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        items = list(enumerate(value))
-    else:
-        return {name: value}
-    return {
-        key: leaf
-        for part, item in items
-        for key, leaf in _flat(item, f"{name}.{part}" if name else str(part)).items()
-    }
 
 
 @contextmanager

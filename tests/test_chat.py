@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from align.chat import Chat, Speaker, run_chat, turns_to_drop
+from align.chat import Chat, run_chat
 from align.config.sections import DataSection
 from align.data import encode_prompt, load_splits
 from align.engine.create import create_model
@@ -19,6 +19,7 @@ from align.engine.models import load_policy
 from align.errors import ConfigError, ModelError, RunError
 from align.generate import Decoding, generate
 from align.rollout.stream import ReplyStream
+from align.speaker import Speaker, turns_to_drop
 from feedback.store import FeedbackStore
 
 TINY = {

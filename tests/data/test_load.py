@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -11,8 +10,6 @@ from rich.console import Console
 from align.config.sections import DataSection
 from align.data import DataCard, load_splits, prompt_key
 from align.errors import DataError
-from feedback.schema import Comparison
-from feedback.store import FeedbackStore
 
 
 def section(**values) -> DataSection:
@@ -308,36 +305,6 @@ class TestSources:
             check_sums(card)
             counts[mode] = (card.count("exact_duplicates"), card.count("near_duplicates"))
         assert counts == {"none": (0, 0), "exact": (1, 0), "near": (1, 1)}
-
-
-def compare(prompt: str, label: str, annotator: str) -> Comparison:
-    return Comparison(
-        prompt, "yes", "no", label, annotator, created_at=datetime(2026, 1, 1, tzinfo=UTC)
-    )
-
-
-class TestStore:
-    def test_comparisons_become_preferences(self, tmp_path):
-        url = f"sqlite:///{tmp_path / 'feedback.db'}"
-        with FeedbackStore(url) as store:
-            for annotator, label in zip("xyz", ("b", "b", "a"), strict=True):
-                store.add_comparison(compare("q1", label, annotator))
-            store.add_comparison(compare("q2", "a", "x"))
-            store.add_comparison(compare("q3", "tie", "x"))
-        splits = load_splits(section(train=url), "preference")
-        rows = {row["prompt"]: (row["chosen"], row["rejected"]) for row in splits.train}
-        assert rows == {"q1": ("no", "yes"), "q2": ("yes", "no")}
-        assert (splits.card.ties, splits.card.contested) == (1, 1)
-        assert splits.card.sources[0].format == "preference"
-        file = {"path": str(tmp_path / "feedback.db"), "format": "store"}
-        prompts = load_splits(section(train=file), "prompts").train
-        assert sorted(prompts["prompt"]) == ["q1", "q2"]
-
-    def test_only_ties(self, tmp_path):
-        url = f"sqlite:///{tmp_path / 'feedback.db'}"
-        with FeedbackStore(url) as store:
-            store.add_comparison(compare("q", "tie", "x"))
-        assert "holds no rows (1 pairs are ties)" in fails("preference", train=url)
 
 
 class TestCard:

@@ -1,0 +1,49 @@
+"""`load_splits` on a feedback store: what people said, as rows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from align.config.sections import DataSection
+from align.data import load_splits
+from align.errors import DataError
+from feedback.schema import Comparison
+from feedback.store import FeedbackStore
+
+
+def section(train: Any) -> DataSection:
+    return DataSection(train=train, validation_fraction=0.0, deduplicate="none")
+
+
+def compare(prompt: str, label: str, annotator: str) -> Comparison:
+    return Comparison(
+        prompt, "yes", "no", label, annotator, created_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+
+
+def test_comparisons_become_preferences(tmp_path):
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    with FeedbackStore(url) as store:
+        for annotator, label in zip("xyz", ("b", "b", "a"), strict=True):
+            store.add_comparison(compare("q1", label, annotator))
+        store.add_comparison(compare("q2", "a", "x"))
+        store.add_comparison(compare("q3", "tie", "x"))
+    splits = load_splits(section(url), "preference")
+    rows = {row["prompt"]: (row["chosen"], row["rejected"]) for row in splits.train}
+    assert rows == {"q1": ("no", "yes"), "q2": ("yes", "no")}
+    assert (splits.card.ties, splits.card.contested) == (1, 1)
+    assert splits.card.sources[0].format == "preference"
+    file = {"path": str(tmp_path / "feedback.db"), "format": "store"}
+    prompts = load_splits(section(file), "prompts").train
+    assert sorted(prompts["prompt"]) == ["q1", "q2"]
+
+
+def test_only_ties(tmp_path):
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    with FeedbackStore(url) as store:
+        store.add_comparison(compare("q", "tie", "x"))
+    with pytest.raises(DataError, match=r"holds no rows \(1 pairs are ties\)"):
+        load_splits(section(url), "preference")
