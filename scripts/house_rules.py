@@ -1,6 +1,6 @@
 """Rules of this repository that no linter knows: `python scripts/house_rules.py`.
 
-Source files stay below 400 lines; every configuration file loads; the changelog knows the version;
+Source files have at most 350 lines; every configuration file loads; the changelog knows the version;
 no file holds the path of somebody's machine.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 400
+MAX_LINES = 350
 CONFIG_FOLDERS = ("configs", "align/quickstart/configs")
 # Folders of the machines that Align was written on. The pattern is put together so that this file
 # does not match itself.
