@@ -23,9 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from align.data.conversation import add_system
-from align.data.parse import PARSERS, Example, as_turns
+from align.data.parse import PARSERS, Example
 from align.data.rows import Kind, Values
 from align.errors import DataError
+from feedback.conversation import as_turns
 from feedback.dialogue import RowProblem, is_dialogue
 from feedback.schema import Text
 from reward.preferences import SOFT_LABEL

@@ -8,16 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from align.data.conversation import (
-    check_prompt,
-    read_dialogue,
-    read_messages,
-    read_text,
-    split_last,
-)
+from align.data.conversation import read_dialogue, read_text
 from align.data.rows import Values
+from feedback.conversation import check_prompt, join, read_messages, split_last, split_shared
 from feedback.dialogue import RowProblem
-from feedback.schema import Messages, Text
+from feedback.schema import Text
 
 PAIR = ("chosen", "rejected")
 EQUAL_ANSWERS = "chosen equals rejected"
@@ -80,7 +75,9 @@ def _parse_preference(row: Values) -> Example:
         return _pair(before, chosen, other, rejected)
     first, second = (read_text(row.get(k), k) for k in PAIR)
     if isinstance(first, str) and isinstance(second, str):
-        return _split_shared(first, second)
+        _refuse_equal(first, second)
+        before, chosen, rejected = split_shared(first, second)
+        return Example(before, {"chosen": chosen, "rejected": rejected})
     if isinstance(first, str) or isinstance(second, str):
         raise RowProblem("chosen and rejected differ in type", "one is text, one a conversation")
     return _pair(*split_last(first, "chosen"), *split_last(second, "rejected"))
@@ -92,18 +89,7 @@ def _parse_hh(row: Values) -> Example:
 
 
 def _join(prompt: Text, row: Values, field: str) -> tuple[Text, str]:
-    """The whole prompt and the last answer, however the two fields share the conversation."""
-    answer = read_text(row.get(field), field)
-    if isinstance(answer, str):
-        check_prompt(prompt, "prompt")
-        return prompt, answer
-    turns = as_turns(prompt)
-    if answer[: len(turns)] == turns:  # the answer's field repeats the prompt
-        return split_last(answer, field)
-    if len(answer) > 1 and isinstance(prompt, str) and answer[-2]["content"] == prompt:
-        return split_last(answer, field)  # the same, with a system message or earlier turns
-    check_prompt(turns, "prompt")
-    return split_last([*turns, *answer], field)
+    return join(prompt, read_text(row.get(field), field), field)
 
 
 def _pair(prompt: Text, chosen: str, other: Text, rejected: str) -> Example:
@@ -112,42 +98,13 @@ def _pair(prompt: Text, chosen: str, other: Text, rejected: str) -> Example:
             "chosen and rejected answer different prompts",
             "they may differ only in the assistant's last message",
         )
-    if chosen.strip() == rejected.strip():
-        raise RowProblem(EQUAL_ANSWERS, "a preference needs two different answers")
+    _refuse_equal(chosen, rejected)
     return Example(prompt, {"chosen": chosen, "rejected": rejected})
 
 
-def _split_shared(chosen: str, rejected: str) -> Example:
-    """Two texts as the beginning they share and two answers, split between words.
-
-    `trl.extract_prompt` splits inside a word ("bl|ue", "bl|ack") and loses a letter where one
-    text continues the other, so it is not used here.
-    """
+def _refuse_equal(chosen: str, rejected: str) -> None:
     if chosen.strip() == rejected.strip():
         raise RowProblem(EQUAL_ANSWERS, "a preference needs two different answers")
-    shared = 0
-    for a, b in zip(chosen, rejected, strict=False):
-        if a != b:
-            break
-        shared += 1
-    inside = [text[shared - 1 : shared + 1] for text in (chosen, rejected)]
-    if any(len(pair) == 2 and not pair[0].isspace() and not pair[1].isspace() for pair in inside):
-        while shared and not chosen[shared - 1].isspace():
-            shared -= 1
-    while shared and chosen[shared - 1].isspace():  # answers keep the space before them
-        shared -= 1
-    if not shared:
-        raise RowProblem("chosen and rejected share no beginning", "add a prompt column")
-    answers = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    for name, answer in answers.items():
-        if not answer.strip():
-            raise RowProblem(f"{name} is empty", "it ends where the shared beginning does")
-    return Example(chosen[:shared], answers)
-
-
-def as_turns(prompt: Text) -> Messages:
-    """A prompt as a conversation: plain text is the user's turn."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 PARSERS: dict[str, Callable[[Values], Example]] = {

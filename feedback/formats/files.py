@@ -18,10 +18,10 @@ from io import BufferedReader, StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
+from feedback.conversation import type_name
 from feedback.dialogue import RowProblem
 from feedback.errors import DataError
 from feedback.formats.result import Values
-from feedback.formats.text import type_name
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 GZIP_MAGIC = b"\x1f\x8b"

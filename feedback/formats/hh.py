@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from feedback.conversation import split_last
 from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
 from feedback.formats.result import Values
@@ -16,7 +17,6 @@ from feedback.formats.text import (
     read_annotator,
     read_dialogue,
     read_extras,
-    split_last,
 )
 from feedback.schema import Comparison, pair_id
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from feedback.conversation import shorten, type_name
 from feedback.dialogue import RowProblem
 from feedback.formats.found import Declined, Found, Misfit, Outcome, check_storable, digest
 from feedback.formats.result import Values
-from feedback.formats.text import IMPORTED, shorten, type_name
+from feedback.formats.text import IMPORTED
 from feedback.labelstudio.parse import parse_annotation
 from feedback.labelstudio.tasks import item_of_key
 from feedback.schema import KINDS, Correction, Item, Kind, Messages, Text, item_id

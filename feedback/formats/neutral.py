@@ -20,6 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from feedback.conversation import shorten, type_name
 from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
 from feedback.formats.result import Values
@@ -30,8 +31,6 @@ from feedback.formats.text import (
     read_integer,
     read_prompt,
     read_string,
-    shorten,
-    type_name,
 )
 from feedback.formats.trl import read_flag
 from feedback.schema import (

@@ -1,7 +1,8 @@
 """Values out of a row, each checked: texts, conversations, numbers, times, HH's raw dialogues.
 
-Conversations follow the rules of Align's training data, so that an imported prompt is the same
-prompt that a training file holds. Every function raises `RowProblem` on what does not fit.
+Conversations follow the rules of Align's training data (`feedback.conversation`), so that an
+imported prompt is the same prompt that a training file holds. Every function raises `RowProblem` on
+what does not fit.
 """
 
 from __future__ import annotations
@@ -12,27 +13,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from feedback.conversation import check_prompt, read_messages, shorten, type_name
 from feedback.dialogue import RowProblem, parse_dialogue
-from feedback.schema import Message, Messages, Text
+from feedback.schema import Messages, Text
 
 IMPORTED = "imported"  # the annotator of a row that names none
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # of from/value messages
-
-
-def type_name(value: object) -> str:
-    """A value's type as JSON calls it."""
-    if value is None:
-        return "nothing"
-    names: dict[type, str] = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
-    kind = type(value)
-    return names.get(kind, "a number" if kind in (int, float) else f"a {kind.__name__}")
-
-
-def shorten(value: object, width: int = 60) -> str:
-    """A quoted preview on one line."""
-    text = repr(value)
-    return text if len(text) <= width else text[:width] + "..."
 
 
 def read_string(row: Mapping[str, Any], field: str, *, empty: bool = False) -> str:
@@ -61,67 +46,11 @@ def read_text(row: Mapping[str, Any], field: str) -> Text:
     return read_string(row, field)
 
 
-def read_messages(value: Any, field: str) -> Messages:
-    """A list of messages as role and content (or from and value)."""
-    if not isinstance(value, list):
-        raise RowProblem(
-            f"{field} has the wrong type", f"{type_name(value)}; expected a list of messages"
-        )
-    if not value:
-        raise RowProblem(f"{field} is empty", "expected at least one message")
-    messages = [_read_message(item, f"{field}[{i}]", field) for i, item in enumerate(value)]
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise RowProblem(f"{field} has a late system message", "it may only come first")
-    return messages
-
-
-def _read_message(item: Any, where: str, field: str) -> Message:
-    if not isinstance(item, dict):
-        raise RowProblem(
-            f"{field} has a bad message",
-            f"{where} is {type_name(item)}; expected {{role, content}}",
-        )
-    role, content = item.get("role"), item.get("content")
-    if "from" in item and "value" in item:
-        role, content = item["from"], item["value"]
-        role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        known = ", ".join(ROLES)
-        raise RowProblem(
-            f"{field} has an unknown role", f"{where} is from {shorten(role)}; expected {known}"
-        )
-    if not isinstance(content, str):
-        found = type_name(content)
-        raise RowProblem(f"{field} has a bad message", f"{where} holds {found}; expected text")
-    if not content.strip():
-        raise RowProblem(f"{field} has an empty message", f"{where} ({role}) says nothing")
-    return {"role": role, "content": content}
-
-
-def check_prompt(prompt: Text, field: str) -> None:
-    """Refuse a conversation that no assistant's answer can follow."""
-    if isinstance(prompt, str) or (prompt and prompt[-1]["role"] == "user"):
-        return
-    found = f"the {prompt[-1]['role']}'s message" if prompt else "nothing"
-    raise RowProblem(
-        f"{field} has no user turn before the answer", f"{found} comes right before it"
-    )
-
-
 def read_prompt(row: Mapping[str, Any], field: str = "prompt") -> Text:
     """A field as a prompt: text, or a conversation whose last word is the user's."""
     prompt = read_text(row, field)
     check_prompt(prompt, field)
     return prompt
-
-
-def split_last(messages: Messages, field: str) -> tuple[Messages, str]:
-    """A conversation as its prompt and the assistant's last answer."""
-    if messages[-1]["role"] != "assistant":
-        found = f"the last message is the {messages[-1]['role']}'s"
-        raise RowProblem(f"{field} does not end with the assistant", found)
-    check_prompt(messages[:-1], field)
-    return messages[:-1], messages[-1]["content"]
 
 
 def read_dialogue(row: Mapping[str, Any], field: str) -> Messages:

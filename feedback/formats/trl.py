@@ -14,17 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from feedback.conversation import join, shorten, split_last, split_shared
 from feedback.dialogue import RowProblem
 from feedback.formats.found import Found, check_storable
 from feedback.formats.result import Values
 from feedback.formats.text import (
-    check_prompt,
     different,
     read_annotator,
     read_extras,
     read_text,
-    shorten,
-    split_last,
 )
 from feedback.schema import Comparison, Correction, Text, Thumb, item_id, pair_id
 
@@ -59,7 +57,8 @@ def _comparison(row: Values) -> Found:
     else:
         first, second = (read_text(row, name) for name in PAIR)
         if isinstance(first, str) and isinstance(second, str):
-            prompt, chosen, rejected = _split_shared(first, second)
+            different(first.strip(), second.strip(), "chosen and rejected")
+            prompt, chosen, rejected = split_shared(first, second)
             other = prompt
         elif isinstance(first, str) or isinstance(second, str):
             raise RowProblem("chosen and rejected differ in type", "one is text, one messages")
@@ -113,40 +112,4 @@ def read_flag(value: Any, field: str) -> bool:
 
 
 def _join(row: Values, name: str) -> tuple[Text, str]:
-    """The whole prompt and the last answer, however the two fields share the conversation."""
-    prompt, answer = read_text(row, "prompt"), read_text(row, name)
-    if isinstance(answer, str):
-        check_prompt(prompt, "prompt")
-        return prompt, answer
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if answer[: len(turns)] == turns:  # the answer's field repeats the prompt
-        return split_last(answer, name)
-    if len(answer) > 1 and isinstance(prompt, str) and answer[-2]["content"] == prompt:
-        return split_last(answer, name)  # the same, with a system message or earlier turns
-    check_prompt(turns, "prompt")
-    return split_last([*turns, *answer], name)
-
-
-def _split_shared(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Two texts as the beginning they share and two answers, split between words.
-
-    `trl.extract_prompt` splits inside a word and loses a letter where one text continues the
-    other; the rule here is that of `align.data`, so both make the same prompt.
-    """
-    different(chosen.strip(), rejected.strip(), "chosen and rejected")
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-        min(len(chosen), len(rejected)),
-    )
-    inside = [text[max(shared - 1, 0) : shared + 1] for text in (chosen, rejected)]
-    if any(len(pair) == 2 and not any(c.isspace() for c in pair) for pair in inside):
-        while shared and not chosen[shared - 1].isspace():
-            shared -= 1
-    while shared and chosen[shared - 1].isspace():  # answers keep the space before them
-        shared -= 1
-    if not shared:
-        raise RowProblem("chosen and rejected share no beginning", "add a prompt column")
-    for name, answer in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
-        if not answer.strip():
-            raise RowProblem(f"{name} is empty", "it ends where the shared beginning does")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+    return join(read_text(row, "prompt"), read_text(row, name), name)

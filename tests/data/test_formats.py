@@ -271,9 +271,9 @@ BAD = [
         {"prompt": SKY, "completion": [user("b")]},
         "completion does not end with the assistant: the last message is the user's 'b'",
     ),
-    ("messages", {"messages": "hi"}, "messages has the wrong type: str"),
+    ("messages", {"messages": "hi"}, "messages has the wrong type: text"),
     ("messages", {"messages": []}, "messages is empty"),
-    ("messages", {"messages": ["hi"]}, "messages has a bad message: messages[0] is a str"),
+    ("messages", {"messages": ["hi"]}, "messages has a bad message: messages[0] is text"),
     (
         "messages",
         {"messages": [user("a"), {"role": "bot", "content": "b"}]},
