@@ -124,7 +124,12 @@ def quickstart(
         Path, typer.Option("--output", "-o", help="Where runs and report go.")
     ] = Path("runs/quickstart"),
     seeds: Annotated[str, typer.Option(help="Comma-separated; one run each.")] = "0",
-    judge: Annotated[str, typer.Option(help="Who compares answers: simulated.")] = "simulated",
+    judge: Annotated[
+        str, typer.Option(help="Who compares answers: simulated, label-studio or human (you).")
+    ] = "simulated",
+    labels: Annotated[
+        int | None, typer.Option(help="How many labels --judge human waits for.")
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report.")] = True,
 ) -> None:
     """The whole loop on a small generated world, from pretraining to a report."""
@@ -135,7 +140,7 @@ def quickstart(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r} is not a list of whole numbers like 0,1,2.") from None
-    page = run_quickstart(output, seeds=numbers, judge=judge)
+    page = run_quickstart(output, seeds=numbers, judge=judge, labels=labels)
     print(page)
     if open_page and sys.stdout.isatty():
         typer.launch(str(page))

@@ -43,11 +43,16 @@ class _Entry:
     server: str = ""  # that the store pulls it from
 
 
-def import_feedback(store: FeedbackStore, found: ReadResult) -> Imported:
+def import_feedback(store: FeedbackStore, found: ReadResult, *, gold: bool = False) -> Imported:
     """Record what a file said; doing it again, before or after a pull, doubles nothing.
 
     Of an annotation that the store has from the same project, only a version changed later on the
     server is recorded.
+
+    Args:
+        store: where to.
+        found: what the file said.
+        gold: these are answers known beforehand, and settle their pairs; see `quality.gold`.
 
     Raises:
         DataError: the file's tasks may come from either of two servers that the store knows.
@@ -61,6 +66,8 @@ def import_feedback(store: FeedbackStore, found: ReadResult) -> Imported:
     gone: set[str] = set()
     if found.format == "label-studio":
         entries, gone = _as_pulled(store, entries, found.file)
+    for entry in entries:
+        entry.adjudicated |= gold
     before = store.counts().events
     for adjudicated in (False, True):
         part = [e for e in entries if e.judgement and e.adjudicated is adjudicated]

@@ -130,7 +130,7 @@ def _read_store(url: str, labels: SoftMethod) -> SourceData:
     if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
-        said = store.comparisons()
+        said = store.settled()  # adjudications in the place of the votes
         if labels == "majority":
             found = preferences(said)
         else:

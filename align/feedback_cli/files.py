@@ -21,6 +21,9 @@ def import_file(
     file: Annotated[Path, typer.Argument(help="JSONL, JSON or CSV, also gzipped.")],
     format: Annotated[str, typer.Option(help="auto, or a format by name.")] = "auto",
     quarantine: Annotated[bool, typer.Option(help="Leave bad rows out, and say so.")] = False,
+    gold: Annotated[
+        bool, typer.Option(help="The file holds answers known beforehand: hidden gold questions.")
+    ] = False,
     store: Store = STORE,
 ) -> None:
     """Read judgements from a file (Label Studio, HH, PandaLM, TRL, CSV) into the store."""
@@ -37,7 +40,7 @@ def import_file(
     if not found.rows:
         raise DataError(f"{file}: holds no rows. Fix: check that it was written to the end.")
     with FeedbackStore(store) as opened:
-        new = import_feedback(opened, found)
+        new = import_feedback(opened, found, gold=gold)
     counts = f"{len(found.reads)} judgements, {new.judgements} of them new"
     if found.skips:
         counts += f"; {len(found.skips)} skips, {new.skips} of them new"

@@ -51,15 +51,22 @@ def agreement(store: Store = STORE) -> None:
 def show_annotators(store: Store = STORE) -> None:
     """What each annotator's labels show: agreement, position and length bias, speed, flags."""
     from feedback.quality.annotators import annotator_quality
+    from feedback.quality.gold import gold_answers
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        records = annotator_quality(_comparisons(opened))
+        said = _comparisons(opened)
+        settled = [j for j in opened.judgements(adjudicated=True) if isinstance(j, Comparison)]
+    records = annotator_quality(said, gold_answers(settled, said))
     table = Table(
-        "annotator", "labels", "ties", "chose first", "chose longer", "with majority", "s", "flags"
+        *("annotator", "labels", "ties", "chose first", "chose longer", "with majority"),
+        *("same again", "turned", "gold", "s", "flags"),
     )
     for one in records:
-        rates = (one.ties, one.first, one.longer, one.agreement)
+        rates = (
+            *(one.ties, one.first, one.longer, one.agreement),
+            *(one.repeated, one.swapped, one.gold),
+        )
         shown = ["–" if rate is None else f"{rate.rate:.2f}" for rate in rates]
         seconds = "–" if one.lead_time is None else f"{one.lead_time:.0f}"
         table.add_row(one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags))

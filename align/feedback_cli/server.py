@@ -1,9 +1,9 @@
-"""`align feedback serve | init | push | pull | status`: the traffic with Label Studio."""
+"""`align feedback serve | init | push | adjudicate | status`: projects, and what they ask."""
 
 from __future__ import annotations
 
-import time
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -22,6 +22,10 @@ from align.feedback_cli.common import (
     out,
     title,
 )
+from align.feedback_cli.scores import read_scores
+
+if TYPE_CHECKING:
+    from feedback.quality.disagreement import Order
 
 app = typer.Typer()
 
@@ -31,11 +35,14 @@ def serve(
     data: Data = DATA,
     port: Annotated[int, typer.Option(help="Where it listens.")] = 8080,
     host: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    local_webhooks: Annotated[
+        bool, typer.Option(help="Let it send webhooks to private addresses, such as this machine.")
+    ] = False,
 ) -> None:
     """Install (once) and run a Label Studio server; prints the address and the login."""
     from feedback.labelstudio.server import LabelStudioServer
 
-    server = LabelStudioServer(data, port, host)
+    server = LabelStudioServer(data, port, host, local_webhooks=local_webhooks)
     login = server.start(lambda line: err.print(line, highlight=False))
     out.print(f"Label Studio: {login.url}", highlight=False)
     out.print(f"log in as {login.email}, password {login.password}", markup=False, highlight=False)
@@ -77,6 +84,7 @@ def init(
         ):
             who = f" for {project.annotator}" if project.annotator else ""
             out.print(f"{client.url}/projects/{project.project}/data{who}", highlight=False)
+        out.print(f"people make their accounts at {client.invitation()}", highlight=False)
 
 
 @app.command()
@@ -84,19 +92,27 @@ def push(
     name: Name = None,
     twins: Annotated[bool, typer.Option(help="Ask every pair both ways round.")] = False,
     round: Annotated[str | None, typer.Option(help="Only items of this round.")] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="JSONL or CSV of `item` and `score`: the greatest score is asked first."),
+    ] = None,
     store: Store = STORE,
     url: Url = None,
     data: Data = DATA,
 ) -> None:
     """Send the store's items to the server: each once, however often it is run."""
+    from feedback.labelstudio.order import order_tasks
     from feedback.labelstudio.push import push as send
     from feedback.store import FeedbackStore
 
+    order = read_scores(scores) if scores else {}
     with FeedbackStore(store, create=False) as opened:
         for client, project in chosen(opened, name, url, data):
             items = [
                 item for item in opened.items(project.kind) if round is None or item.round == round
             ]
+            # Ids are hashes: in their order, rounds and gold questions are well mixed.
+            items.sort(key=lambda item: item.id)
             report = send(client, opened, project, items, twins=twins)
             out.print(
                 f"{title(project)}: {report.sent} tasks sent, {report.known} known, "
@@ -109,48 +125,42 @@ def push(
                     "are not sent again; to ask them once more, make a new project.",
                     highlight=False,
                 )
+            if order:
+                count = order_tasks(client, opened, project, order)
+                out.print(f"{title(project)}: {count} tasks in the order of their scores")
 
 
 @app.command()
-def pull(
-    name: Name = None,
-    watch: Annotated[float, typer.Option(help="Again every so many seconds; 0 is once.")] = 0,
-    full: Annotated[bool, typer.Option(help="Read everything again.")] = False,
+def adjudicate(
+    name: Annotated[str, typer.Argument(help="The project whose labels are disputed.")],
+    by: Annotated[
+        str, typer.Option(help="votes, or posterior: who said it counts too (Dawid-Skene).")
+    ] = "votes",
+    limit: Annotated[int | None, typer.Option(help="Pairs at most, most disputed first.")] = None,
     store: Store = STORE,
     url: Url = None,
     data: Data = DATA,
 ) -> None:
-    """Bring people's labels into the store: all of them, each once."""
-    from feedback.errors import LabelStudioError
-    from feedback.labelstudio.client import DoubtfulError
-    from feedback.labelstudio.pull import pull as receive
+    """Ask disputed pairs once more, in a project of their own; the answers settle them."""
+    from feedback.labelstudio.adjudicate import adjudicate as send
+    from feedback.quality.disagreement import ORDERS
     from feedback.store import FeedbackStore
 
+    problems = []
+    if by not in ORDERS:
+        problems.append(Problem("--by", f"{by!r} is unknown.", f"use {' or '.join(ORDERS)}."))
+    if limit is not None and limit < 1:
+        problems.append(Problem("--limit", f"is {limit}.", "give 1 or more."))
+    if problems:
+        raise ConfigError(problems)
     with FeedbackStore(store, create=False) as opened:
-        incomplete = []
-        while True:
-            try:
-                for client, project in chosen(opened, name, url, data):
-                    report = receive(client, opened, project, full=full)
-                    out.print(f"{title(project)}: {_pulled(vars(report))}", highlight=False)
-                    if not report.complete:
-                        incomplete.append(
-                            f"{title(project)}: the server counts {report.server} labels, the "
-                            f"store {report.kept}"
-                        )
-            except DoubtfulError as error:
-                if not watch:
-                    raise
-                err.print(str(error), markup=False, highlight=False)  # a watch outlives the server
-            if not watch:
-                break
-            incomplete.clear()
-            time.sleep(watch)
-        if incomplete:
-            raise LabelStudioError(
-                "; ".join(incomplete) + ". Fix: pull again (people may be labelling now), then "
-                "pull --full."
-            )
+        client = connect(url, data)
+        project, report = send(client, opened, name, by=cast("Order", by), limit=limit)
+        out.print(
+            f"{project.name}: {report.sent} disputed pairs sent, {report.known} were there; "
+            f"{client.url}/projects/{project.project}/data",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -190,9 +200,3 @@ def status(
         out.print(table)
         for reason, count in reasons.most_common():
             out.print(f"set aside {count}: {reason}", markup=False, highlight=False)
-
-
-def _pulled(report: dict[str, Any]) -> str:
-    names = ("new", "updated", "skipped", "deleted", "quarantined")
-    said = ", ".join(f"{report[name]} {name}" for name in names)
-    return f"{said}; {report['kept']} of {report['server']} on the server"

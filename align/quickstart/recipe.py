@@ -2,7 +2,7 @@
 
 Every stage is the one the CLI runs, with a configuration file of its own (`configs/` beside this
 file), so the quickstart is also the worked example. Only the annotators see the gold scorer before
-the evaluation. `JUDGES` is the seam for people: a judge fills the store, nothing else.
+the evaluation. A judge (`align.quickstart.judges`) fills the store with judgements, nothing else.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from align.engine.models import load_policy
 from align.errors import ConfigError, Problem
 from align.evaluate.reward_model import evaluate_reward_model
 from align.evaluate.significance import seeds_interval
-from align.quickstart.annotators import annotators
-from align.quickstart.gold import gold_score
+from align.quickstart.judges import JUDGES, Judge, human_judge, human_labels
 from align.quickstart.pretrain import make_base_model
 from align.quickstart.world import World
 from align.report import build_report
@@ -32,7 +32,6 @@ from align.rollout.transformers import TransformersSampler
 from align.run import open_run, write_json
 from align.stages.common import console
 from feedback.agreement import majority_agreement, pairwise_agreement, position_bias
-from feedback.records import Pair
 from feedback.schema import Comparison
 from feedback.store import FeedbackStore
 from reward.model import RewardModel
@@ -44,30 +43,49 @@ DEMONSTRATIONS = 1500
 TEST_PROMPTS = 300
 HOLDOUT = 0.15  # of the pairs, by prompt; the stages' configs hold the same number
 
-Judge = Callable[[FeedbackStore, World], None]
 
-
-def run_quickstart(output: Path, *, seeds: Sequence[int] = (0,), judge: str = "simulated") -> Path:
+def run_quickstart(
+    output: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    judge: str = "simulated",
+    labels: int | None = None,
+) -> Path:
     """Run everything and write `summary.json` beside the report; returns the report's path.
 
     Args:
         output: a folder; each seed has its own inside.
         seeds: one whole loop each, world and annotators included.
-        judge: who compares answers.
+        judge: who compares answers: simulated, label-studio or human.
+        labels: how many a human judge is to give; the default is `judges.ENOUGH`.
 
     Raises:
-        ConfigError: no such judge, or no seed.
+        ConfigError: no such judge, no seed, or a folder with labels that a person made.
     """
+    problems = []
     if judge not in JUDGES:
         known = ", ".join(JUDGES)
-        raise ConfigError([Problem("--judge", f"{judge!r} is not available.", f"use {known}.")])
+        problems.append(Problem("--judge", f"{judge!r} is not available.", f"use {known}."))
     if not seeds:
-        raise ConfigError([Problem("--seeds", "is empty.", "give at least one number.")])
+        problems.append(Problem("--seeds", "is empty.", "give at least one number."))
+    if labels is not None and (judge != "human" or labels < 1):
+        what = f"is {labels}, and the judge is {judge!r}."
+        problems.append(Problem("--labels", what, "give 1 or more, with --judge human."))
+    stores = [output / f"seed-{seed}" / "data" / "feedback.db" for seed in seeds]
+    kept = [store for store in stores if store.is_file() and human_labels(store)]
+    if kept and judge != "human":
+        what = f"{kept[0]} holds labels that a person made, and this run would replace them."
+        problems.append(Problem("--output", what, "choose another folder."))
+    if problems:
+        raise ConfigError(problems)
+    ask = JUDGES[judge]
+    if labels is not None:
+        ask = partial(human_judge, enough=labels)
     started = time.perf_counter()
     summaries, runs = [], []
     for seed in seeds:
         folder = output / f"seed-{seed}"
-        summaries.append(run_seed(folder, seed, JUDGES[judge]))
+        summaries.append(run_seed(folder, seed, ask))
         runs += [folder / name for name in ("sft", "reward", "dpo", "ppo", "evaluate")]
     summary = summarise(summaries)
     summary["seconds"] = round(time.perf_counter() - started, 1)
@@ -93,10 +111,11 @@ def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
         stage("sft", folder, seed, [f"model.path={base}", f"data.train={demonstrations}"])
     url = f"sqlite:///{data / 'feedback.db'}"
     with phase("feedback", seconds):
-        (data / "feedback.db").unlink(missing_ok=True)
+        if not human_labels(data / "feedback.db"):
+            (data / "feedback.db").unlink(missing_ok=True)
         with FeedbackStore(url) as store:
             issue_pairs(store, sft, world, seed)
-            judge(store, world)
+            judge(store, world, folder)
             comparisons = store.comparisons()
     held_out = [c for c in comparisons if held_out_prompt(c)]
     judged = write_jsonl(data / "holdout.jsonl", preference_rows(held_out, aggregate=False))
@@ -156,30 +175,6 @@ def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int
             store.add_pair(
                 row["prompt"], first, second, "sft", "sft", {"facts": row["facts"]}, seed=seed
             )
-
-
-def simulated_judge(store: FeedbackStore, world: World) -> None:
-    """Every simulated annotator judges every pair, through the noise of their own."""
-    pairs = store.pairs()
-    store.add_comparisons(
-        [
-            annotator.judge(pair, *gold_of(pair))
-            for annotator in annotators(world.seed)
-            for pair in pairs
-        ]
-    )
-
-
-JUDGES: dict[str, Judge] = {"simulated": simulated_judge}
-
-
-def gold_of(pair: Pair) -> tuple[float, float]:
-    """Gold scores of a pair's answers: what annotators perceive, noisily."""
-    facts = pair.columns["facts"]
-    a, b = gold_score(
-        [pair.prompt, pair.prompt], [pair.response_a, pair.response_b], facts=[facts, facts]
-    )
-    return a, b
 
 
 def held_out_prompt(comparison: Comparison) -> bool:

@@ -95,8 +95,8 @@ class LabelStudioClient:
             raise DoubtfulError(
                 f"{where}: the server answered {answer.status_code}. Fix: try again."
             )
-        if answer.status_code in (401, 403):
-            raise LabelStudioError(f"{where}: {answer.status_code}, access refused. {_TOKEN}")
+        if answer.status_code == 401:
+            raise LabelStudioError(f"{where}: 401, access refused. {_TOKEN}")
         if answer.status_code == 404:
             raise NotFoundError(f"{where}: 404, the server has no such object. {_GONE}")
         if answer.status_code >= 400:
@@ -183,6 +183,44 @@ class LabelStudioClient:
     def delete_annotation(self, annotation: int) -> None:
         """Delete an annotation on the server; the store keeps its versions."""
         self.request("DELETE", f"api/annotations/{annotation}/")
+
+    def import_scores(
+        self, project: int, scores: Sequence[tuple[int, float]], version: str
+    ) -> None:
+        """Give tasks a score without a suggestion: (task, score) under a model version."""
+        body = [
+            {"task": task, "result": [], "score": score, "model_version": version}
+            for task, score in scores
+        ]
+        self.request("POST", f"api/projects/{project}/import/predictions", body=body)
+
+    def model_versions(self, project: int) -> dict[str, int]:
+        """How many predictions a project has of each model version."""
+        found: dict[str, int] = self.request("GET", f"api/projects/{project}/model-versions")
+        return found
+
+    def create_webhook(
+        self, project: int, url: str, *, headers: Mapping[str, str], actions: Sequence[str]
+    ) -> int:
+        """Have the server tell a URL of what happens in a project; the hook's number."""
+        body = {
+            "project": project,
+            "url": url,
+            "headers": dict(headers),
+            "actions": list(actions),
+            "send_payload": True,
+            "send_for_all_actions": False,
+            "is_active": True,
+        }
+        return int(self.request("POST", "api/webhooks/", body=body)["id"])
+
+    def delete_webhook(self, hook: int) -> None:
+        """Have a hook sent no more."""
+        self.request("DELETE", f"api/webhooks/{hook}/")
+
+    def invitation(self) -> str:
+        """The address at which people make accounts of their own; whoever has it may."""
+        return f"{self.url}{self.request('GET', 'api/invite')['invite_url']}"
 
     def delete_task(self, task: int) -> None:
         """Delete a task and what hangs on it."""

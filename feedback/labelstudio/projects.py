@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from feedback.errors import LabelStudioError
 from feedback.labelstudio.client import LabelStudioClient
-from feedback.labelstudio.journal import Project, add_project, projects
+from feedback.labelstudio.journal import Project, Role, add_project, projects
 from feedback.labelstudio.templates import GUIDELINES, Template, config_hash
 from feedback.store import FeedbackStore
 
@@ -20,6 +20,7 @@ def create_projects(
     annotators: Sequence[str] = (),
     overlap: int = 1,
     guidelines: str = GUIDELINES,
+    role: Role = "labels",
 ) -> list[Project]:
     """Create a project, or one for each annotator.
 
@@ -34,6 +35,7 @@ def create_projects(
         annotators: e-mail addresses, each with a project; empty: one project that all share.
         overlap: people per task in a shared project.
         guidelines: HTML shown before the first task.
+        role: what the labels are for.
 
     Raises:
         LabelStudioError: the name is taken or too short, or the server refuses.
@@ -71,6 +73,7 @@ def create_projects(
             person,
             answer["label_config"],
             config_hash(answer["label_config"]),
+            role,
         )
         add_project(store, project)
         made.append(project)

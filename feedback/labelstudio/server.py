@@ -78,9 +78,25 @@ def ensure_environment(say: Callable[[str], None] = lambda line: None) -> Path:
 class LabelStudioServer:
     """A running server; a context manager, or `start` and `stop`."""
 
-    def __init__(self, folder: Path, port: int = 8080, host: str = "127.0.0.1"):
-        """Prepare a server whose data live in `folder`."""
+    def __init__(
+        self,
+        folder: Path,
+        port: int = 8080,
+        host: str = "127.0.0.1",
+        *,
+        local_webhooks: bool = False,
+    ):
+        """Prepare a server whose data live in `folder`.
+
+        Args:
+            folder: database, login and log.
+            port: where it listens.
+            host: on which address.
+            local_webhooks: let it send webhooks to private addresses. Whoever may edit a project
+                could then have it call services of this network.
+        """
         self.folder, self.port, self.host = Path(folder), port, host
+        self.local_webhooks = local_webhooks
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LabelStudioServer:
@@ -130,6 +146,7 @@ class LabelStudioServer:
             "COLLECT_ANALYTICS": "false",
             "SENTRY_DSN": "",
             "FRONTEND_SENTRY_DSN": "",
+            "SSRF_PROTECTION_ENABLED": "false" if self.local_webhooks else "true",
         }
         # Only the server's own environment: ours would shadow its packages.
         environment = {k: v for k, v in environment.items() if not k.startswith("PYTHON")}

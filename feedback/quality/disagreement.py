@@ -21,6 +21,7 @@ from feedback.quality.votes import LABELS, label_votes
 from feedback.schema import Comparison, Label, Text
 
 Order = Literal["votes", "posterior"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def disagreement_queue(
         DataError: by posterior where no pair was judged by two people.
         ValueError: an unknown order, or a negative limit.
     """
-    if by not in get_args(Order):
-        raise ValueError(f"by must be one of {get_args(Order)}, not {by!r}.")
+    if by not in ORDERS:
+        raise ValueError(f"by must be one of {ORDERS}, not {by!r}.")
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be 0 or more, not {limit}.")
     groups = by_pair(comparisons)

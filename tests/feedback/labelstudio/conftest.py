@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shutil
 import socket
 import threading
 import time
@@ -10,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from playwright.sync_api import sync_playwright
 
 from feedback.labelstudio.client import LabelStudioClient
 from feedback.labelstudio.journal import Journal, Project, add_project
@@ -20,6 +23,16 @@ from feedback.records import new_item
 from feedback.store import FeedbackStore
 
 NUMBERS = itertools.count()
+SIZE = (1280, 800)  # of the browser's window
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 NASTY = [
     "<script>document.title='hacked'</script><b>bold</b>",
     "\u202eright to left\u202c שלום مرحبا",
@@ -30,6 +43,12 @@ NASTY = [
 ]
 
 
+@pytest.fixture(name="free_port", scope="session")
+def give_free_port():
+    """`free_port()`: a port that nothing listens on."""
+    return free_port
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,7 +57,9 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"), free_port())
+    server = LabelStudioServer(
+        tmp_path_factory.mktemp("label-studio"), free_port(), local_webhooks=True
+    )
     server.start(print)
     yield server
     server.stop()
@@ -178,3 +199,111 @@ def proxied(server, store, make_project):
     client = LabelStudioClient(proxy.url, server.login.token, timeout=2)
     yield proxy, client, project
     proxy.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def annotator(server):
+    """A person in a real browser; closed with the module: its event loop bars asyncio.run."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH; Debian has it: apt install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield Annotator(browser.new_page(), server.login)
+        browser.close()
+
+
+@pytest.fixture(name="said")
+def said_fixture():
+    """`said(control, kind, **value)`, for tests that compare it with what the page sends."""
+    return said
+
+
+class Annotator:
+    """A person at the page: logs in by the form, and from then on clicks and types."""
+
+    def __init__(self, page, login):
+        self.page, self.url = page, login.url
+        self.submit = page.locator("[data-testid=bottombar-submit-button]")
+        self.update = page.locator("[data-testid=bottombar-update-button]")
+        page.goto(f"{self.url}/user/login/", wait_until="domcontentloaded")
+        page.fill("input[name=email]", login.email)
+        page.fill("input[name=password]", login.password)
+        page.click("button[type=submit]")
+        page.wait_for_url(lambda url: "/login" not in url, wait_until="domcontentloaded")
+
+    def open(self, project, task, size=SIZE):
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        address = f"{self.url}/projects/{project.project}/data?task={task}"
+        self.page.goto(address, wait_until="domcontentloaded")
+        self._ready(task)
+
+    def label_all(self, project, first):
+        """Press the button that leads through all tasks, and close the guidelines."""
+        self.page.set_viewport_size({"width": SIZE[0], "height": SIZE[1]})
+        address = f"{self.url}/projects/{project.project}/data"
+        self.page.goto(address, wait_until="domcontentloaded")
+        self.page.get_by_text("Label All Tasks").click()
+        self.page.get_by_text("How to judge").wait_for()
+        self.page.keyboard.press("Escape")
+        self.page.get_by_text("How to judge").wait_for(state="hidden")
+        self._ready(first)
+
+    def choose(self, text):
+        self.page.locator(".lsf-choice__checkbox").filter(has_text=re.compile(f"^{text}")).click()
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+            self.page.wait_for_timeout(100)
+
+    def write(self, field, text):
+        self.page.locator(f"textarea[name={field}]").click()
+        self.page.keyboard.type(text)
+        self.page.locator(".align-prompt").click()  # inside a field, keys only write
+
+    def stars(self, aspect, n):
+        row = self.page.locator(".align-scores .ant-rate").nth(aspect)
+        row.locator(".ant-rate-star").nth(n - 1).click()
+
+    def drag(self, name, above):
+        """Drag one answer of a ranking to just above another."""
+        grip = "[data-ranker-id={}] [class*=itemTitle--]"
+        self.page.locator(grip.format(name)).scroll_into_view_if_needed()
+        start = self.page.locator(grip.format(name)).bounding_box()
+        end = self.page.locator(grip.format(above)).bounding_box()
+        x, y = start["x"] + 40, start["y"] + start["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x, y - 8, steps=4)
+        self.page.mouse.move(x, end["y"] - 4, steps=15)
+        self.page.wait_for_timeout(300)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(600)  # the drop is animated
+
+    def send(self, act, following=None):
+        """Do what submits, wait for the following task if any; the annotation as answered."""
+
+        def submits(answer):
+            path = answer.url.partition("?")[0]
+            sends = answer.request.method in ("POST", "PATCH")
+            return sends and "/annotations" in path and "draft" not in path
+
+        with self.page.expect_response(submits) as seen:
+            act()
+        assert seen.value.ok, seen.value.status
+        if following is not None:
+            self._ready(following)
+        return seen.value.json()
+
+    def _ready(self, task):
+        # Its first text is the task's number; "1 of 3" may follow.
+        self.page.wait_for_function(
+            "task => document.querySelector('.lsf-current-task__task-id')"
+            "?.firstChild.textContent.replace(/\\D/g, '') === task",
+            arg=str(task),
+            timeout=60_000,
+        )
+        self.submit.or_(self.update).wait_for()
+        self.page.locator(".align-page").wait_for()
+        self.page.wait_for_timeout(500)  # the editor attaches its hotkeys after it draws

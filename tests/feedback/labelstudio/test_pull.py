@@ -102,10 +102,14 @@ def test_labelling_during_a_pull_is_not_called_incomplete(server, store, labelle
     project, items, _ = labelled
 
     class Busy(LabelStudioClient):
-        """Somebody labels right after the last page was read."""
+        """Somebody labels right before the first page is read, and right after the last."""
 
         def tasks(self, *args, **kwargs):
+            self.somebody_labels()
             yield from super().tasks(*args, **kwargs)
+            self.somebody_labels()
+
+        def somebody_labels(self):
             if items:
                 label(project, items.pop())
 

@@ -172,12 +172,13 @@ def test_each_annotator_has_a_project_of_their_own(client, store, pairs):
 def test_a_late_commit_inside_the_overlap_is_not_missed(client, store, make_project, pairs, label):
     project, items = make_project(), pairs(4)
     push(client, store, project, items)
-    label(project, items[0])
+    number = label(project, items[0], "a1")
     pull(client, store, project)
-    label(project, items[1])
+    client.update_annotation(number, result=[_choice("tie")])  # no count betrays this one
     journal = Journal(store, project)
     journal.saw(journal.seen_until() + timedelta(seconds=60))  # as if others were newer
-    assert pull(client, store, project).new == 1
+    assert pull(client, store, project).updated == 1
+    assert [c.label for c in store.comparisons()] == ["tie"]
 
 
 def test_bad_servers_and_tokens_are_answered_clearly(server, client):
