@@ -18,14 +18,67 @@ ASPECTS = ("helpful", "honest", "harmless")
 # alias -> (label of the answer on the left = a, strength)
 LEVELS = {"a2": ("a", 2), "a1": ("a", 1), "tie": ("tie", 0), "b1": ("b", 1), "b2": ("b", 2)}
 
+# The page fills the window: prompt and answers scroll inside their panes, so the question stays in
+# view and every task has it at the same place. Side panels, times, author filter and ids speak of
+# regions and audio, which nobody labels here. No `<`, `>` or `&`: the page escapes them in a style.
+# Names like `time--` are the stems of Label Studio's hashed class names.
 _STYLE = """<Style>
-  .align-page { max-width: 1680px; margin: 0 auto; }
-  .align-answers { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr);
-    gap: 16px; align-items: stretch; }
-  .align-answer { border: 1px solid #d0d5dd; border-radius: 8px; padding: 12px 16px;
-    max-height: 34vh; overflow: auto; overflow-wrap: anywhere; }
-  .align-prompt { max-height: 22vh; overflow: auto; margin-bottom: 12px; }
-  .align-answer .lsf-richtext__container, .align-answer pre { white-space: pre-wrap; }
+  .lsf-sidepanels { padding-right: 0 !important; }
+  .lsf-sidepanels__wrapper { display: none; }
+  .lsf-main-view, .lsf-main-view__annotation { height: 100%; }
+  .align-page { display: flex; flex-direction: column; gap: 10px; height: 100%; min-height: 500px;
+    max-width: 1680px; margin: 0 auto; }
+  .align-rating, .align-thumb, .align-ranking { max-width: 1120px; }
+  .align-page h3, .align-page h4 { margin: 0 !important; flex: none; }
+  .align-page ::-webkit-scrollbar { width: 10px; }
+  .align-page ::-webkit-scrollbar-thumb { border-radius: 5px;
+    background: var(--color-neutral-border-bold, #98a2b3); }
+  .align-prompt { flex: none; display: flex; flex-direction: column-reverse; max-height: 30%;
+    overflow: auto; }
+  .align-prompt [class*=wrapper_header--], .align-prompt [class*=time--],
+  .align-prompt [class*=selectAllBtnWrapper--] { display: none; }
+  .align-prompt [class*=container--] { margin: 0; overflow: visible; }
+  .align-prompt [class*=phraseContainer--] { display: block; margin: 0 0 6px; padding: 4px 12px;
+    border-left: 4px solid var(--color-neutral-border, #d0d5dd); }
+  .align-prompt [class*=phraseContainer--]:last-child { margin: 0;
+    border-color: var(--color-primary-border, #4c5fa9); }
+  .align-prompt [class*=phrase--] { display: contents; }
+  .align-prompt [class*=dialoguename--] { text-transform: capitalize; font-size: 13px;
+    line-height: 18px; color: var(--color-neutral-content-subtle) !important; }
+  .align-prompt [class*=dialoguetext--] { display: block; margin: 0 !important; }
+  .align-answers { flex: 1 1 0; min-height: 120px; display: grid; gap: 16px;
+    grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); grid-template-rows: minmax(0, 1fr); }
+  .align-single { grid-template-columns: minmax(0, 1fr); }
+  .align-answer { overflow: auto; padding: 10px 16px; border-radius: 8px;
+    border: 1px solid var(--color-neutral-border, #d0d5dd); }
+  .align-answer .lsf-richtext__container { padding: 4px 0 0; line-height: 22px; }
+  .align-answer br { display: none; }
+  .align-answer .lsf-richtext__line { display: block; min-height: 22px; padding: 0; }
+  .align-answer .lsf-richtext__line, .align-prompt [class*=dialoguetext--],
+  .htx-ranker-item [class*=itemLine--] { font-size: 15px !important; letter-spacing: 0; tab-size: 4;
+    white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; text-align: start; }
+  .align-page .lsf-choices { flex: none; margin: 0; display: grid; gap: 8px; grid-auto-flow: column;
+    grid-auto-columns: minmax(0, 1fr); }
+  .align-page .lsf-choice { margin: 0; padding: 0; }
+  .align-page .lsf-choice__checkbox { flex: 1; margin: 0; padding: 7px 10px; border-radius: 8px;
+    border: 1px solid var(--color-neutral-border, #d0d5dd); }
+  .align-thumb .lsf-choices { max-width: 400px; }
+  .align-scores { flex: none; display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .align-scores .ant-rate-star-zero .anticon { color: var(--color-neutral-border-bold, #98a2b3); }
+  .align-scores .ant-rate-star-full .anticon { color: #b54708; }
+  .align-fields { flex: none; display: grid; gap: 16px; grid-auto-flow: column;
+    grid-auto-columns: minmax(0, 1fr); }
+  .align-fields .lsf-text-area { margin: 0 !important; }
+  .align-fields .ant-form-item { margin: 0; }
+  .align-ranks { flex: 1 1 0; min-height: 200px; overflow: auto; }
+  .align-ranks [class*=board--], .align-ranks [class*=column--] { border: 0; padding: 0;
+    overflow: visible; }
+  .align-ranks [class*=columnTitle--], .htx-ranker-item p:last-of-type { display: none; }
+  .align-ranks { counter-reset: place; }
+  .htx-ranker-item { counter-increment: place; }
+  .htx-ranker-item [class*=itemTitle--]::before { content: 'Place ' counter(place) ': answer';
+    margin-right: 6px; }
+  .htx-ranker-item [class*=itemLine--] { max-height: 20vh; overflow: auto; padding-top: 4px; }
 </Style>"""
 
 
@@ -43,28 +96,30 @@ class Template:
         body = {"pair": _pair, "ranking": _ranking, "rating": _rating, "thumb": _thumb}[self.kind]
         fields = []
         if self.reason:
-            fields.append(_field(REASON, "Why? (optional)", rows=2))
+            fields.append(_field(REASON, "Why? (optional)"))
         if self.correction:
-            fields.append(_field(CORRECTION, "A better answer, if you would write one", rows=4))
+            fields.append(_field(CORRECTION, "A better answer, if you would write one"))
         question = self.question or QUESTIONS[self.kind]
-        parts = [_STYLE, _PROMPT, body(question), *fields]
-        return f'<View className="align-page">{"".join(parts)}</View>'
+        parts = [_STYLE, _PROMPT, body(question)]
+        if fields:
+            parts.append(f'<View className="align-fields">{"".join(fields)}</View>')
+        return f'<View className="align-page align-{self.kind}">{"".join(parts)}</View>'
 
 
 QUESTIONS: dict[Kind, str] = {
     "pair": "Which answer is better?",
     "ranking": "Drag the answers into order, the best on top.",
-    "rating": "How good is the answer? 1 is worst, 7 is best.",
+    "rating": "How good is the answer? One star is worst, seven are best.",
     "thumb": "Is this a good answer?",
 }
+# The server strips styles and the page strips bullets, hence paragraphs.
 GUIDELINES = """<h3>How to judge</h3>
-<ul>
-<li>Read the whole conversation first, then every answer to its end.</li>
-<li>Ask: is it true, does it do what was asked, is it safe? Length and polish do not count.</li>
-<li>Answers are shown in a random order. Choose a tie only when you would be happy with either.</li>
-<li>Skip what you cannot judge. Nobody sees your labels but the team lead.</li>
-</ul>
-<p>Keys: <b>1</b> to <b>5</b> choose, <b>Ctrl+Enter</b> submits, <b>Ctrl+Space</b> skips.</p>"""
+<p>• Read the whole conversation (scroll up for its beginning), then every answer to its end.</p>
+<p>• Ask: is it true, does it do what was asked, is it safe? Length and polish do not count.</p>
+<p>• Answers are shown in a random order. Call two the same only if you are happy with either.</p>
+<p>• Skip what you cannot judge.</p>
+<p>• Keys: the one in brackets beside a choice makes it, <b>Ctrl+Enter</b> submits,
+<b>Ctrl+Space</b> skips. Inside a text field keys only write: click beside it first.</p>"""
 
 _PROMPT = (
     '<View className="align-prompt"><Paragraphs name="chat" value="$prompt" layout="dialogue" '
@@ -80,14 +135,14 @@ def config_hash(config: str) -> str:
 
 def _answer(place: int, title: str) -> str:
     return (
-        f'<View className="align-answer"><Header value={quoteattr(title)} size="5"/>'
+        f'<View className="align-answer">{_header(title)}'
         f'<Text name="answer_{place}" value="$answer_{place}"/></View>'
     )
 
 
-def _field(name: str, placeholder: str, rows: int) -> str:
+def _field(name: str, placeholder: str) -> str:
     return (
-        f'<TextArea name="{name}" toName="chat" rows="{rows}" editable="true" maxSubmissions="1" '
+        f'<TextArea name="{name}" toName="chat" rows="2" editable="true" maxSubmissions="1" '
         f'showSubmitButton="false" placeholder={quoteattr(placeholder)}/>'
     )
 
@@ -112,25 +167,35 @@ def _pair(question: str) -> str:
         ("B is better", "b1", "4"),
         ("B is much better", "b2", "5"),
     ]
-    return f"{panes}<Header value={quoteattr(question)}/>{_choices(PREFERENCE, options)}"
+    return f"{panes}{_header(question)}{_choices(PREFERENCE, options)}"
 
 
 def _ranking(question: str) -> str:
     return (
-        f'<Header value={quoteattr(question)}/><List name="items" value="$items" title="Answers"/>'
-        f'<Ranker name="{RANK}" toName="items"/>'
+        f'{_header(question)}<View className="align-ranks">'
+        '<List name="items" value="$items" title="Answers"/>'
+        f'<Ranker name="{RANK}" toName="items"/></View>'
     )
 
 
 def _rating(question: str) -> str:
     stars = "".join(
-        f'<Header value="{aspect.capitalize()}" size="6"/><Rating name="{aspect}" toName="chat" '
-        'maxRating="7" icon="star" size="medium" required="true"/>'
-        for aspect in ASPECTS
+        f'<View>{_header(f"{aspect.capitalize()} [{key}]")}<Rating name="{aspect}" toName="chat" '
+        f'maxRating="7" icon="star" size="medium" required="true" '
+        f'requiredMessage="Give all three stars, or skip." hotkey="{key}"/></View>'
+        for key, aspect in zip("asd", ASPECTS, strict=True)
     )
-    return f"{_answer(1, 'Answer')}<Header value={quoteattr(question)}/>{stars}"
+    return f'{_single()}{_header(question)}<View className="align-scores">{stars}</View>'
 
 
 def _thumb(question: str) -> str:
     options = [("Good", "up", "1"), ("Bad", "down", "2")]
-    return f"{_answer(1, 'Answer')}<Header value={quoteattr(question)}/>{_choices(THUMB, options)}"
+    return f"{_single()}{_header(question)}{_choices(THUMB, options)}"
+
+
+def _single() -> str:
+    return f'<View className="align-answers align-single">{_answer(1, "Answer")}</View>'
+
+
+def _header(text: str) -> str:
+    return f'<Header value={quoteattr(text)} size="5"/>'
