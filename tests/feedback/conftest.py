@@ -22,7 +22,7 @@ def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's server programs; Debian keeps it out of the search path."""
     found = shutil.which("initdb")
     if found:
-        return Path(found).parent
+        return Path(found).resolve().parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return folders[-1].parent if folders else None
 
