@@ -144,8 +144,8 @@ def feedback_quality(url: str) -> FeedbackQuality:
         people=len(records),
         left_out=len(records) - len(shown),
         coefficients=[
-            _coefficient("Alpha: a, tie, b", summary.alpha_nominal),
-            _coefficient("Alpha: five levels", summary.alpha_ordinal),
+            _coefficient("Alpha, nominal", summary.alpha_nominal),
+            _coefficient("Alpha, ordinal", summary.alpha_ordinal),
             _coefficient("Fleiss’ kappa", summary.fleiss),
         ],
         same_side=_rate("The same answer", summary.same_side, "no overlap"),
