@@ -20,7 +20,7 @@ help:
 	@echo
 	@echo "For contributors:"
 	@echo "make check        lint, types, import rules, documentation, house rules"
-	@echo "make bench        run the benchmarks"
+	@echo "make bench        run the benchmarks into docs/benchmarks.md   (BENCH=label_studio)"
 	@echo "make docs         build the documentation into site/"
 	@echo "make clean        remove caches and build products (not $(VENV), not runs/)"
 
@@ -40,9 +40,7 @@ check: setup-dev
 	$(BIN)/python scripts/check.py
 
 bench: setup-dev
-	@set -e; for file in benchmarks/*.py; do \
-		[ -e "$$file" ] || { echo "no benchmarks/*.py in this checkout"; exit 1; }; \
-		echo "== $$file"; $(BIN)/python "$$file"; done
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: setup-dev
 	$(BIN)/mkdocs build --strict --site-dir site

@@ -148,15 +148,17 @@ class LabelStudioClient:
         Args:
             project: its number.
             filters: conditions that all hold, see `condition`.
-            fields: only these, which is many times faster; by default all, annotations included.
+            fields: only these, which is many times faster, the more so without `annotations`; by
+                default all.
         """
         query: Json = {"ordering": ["tasks:id"]}
         if filters:
             query["filters"] = {"conjunction": "and", "items": list(filters)}
         params: Json = {"project": project, "page_size": PAGE, "query": json.dumps(query)}
-        params |= (
-            {"fields": "task_only", "include": ",".join(fields)} if fields else {"fields": "all"}
-        )
+        whole = not fields or "annotations" in fields
+        params["fields"] = "all" if whole else "task_only"
+        if fields:
+            params["include"] = ",".join(fields)
         seen, page = 0, 1
         while True:
             answer = self.request("GET", "api/tasks", params=params | {"page": page})

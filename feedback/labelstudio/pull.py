@@ -19,6 +19,7 @@ from feedback.labelstudio.record import PullReport, Recorder
 from feedback.store import FeedbackStore
 
 OVERLAP = timedelta(minutes=2)
+TASK = ("id", "data", "updated_at", "annotations")  # a third of the time that all fields take
 
 
 def pull(
@@ -65,12 +66,14 @@ def _read(
     recorder: Recorder, since: datetime | None, size: int, progress: Callable[[int], None]
 ) -> datetime | None:
     """Record the labelled tasks that changed after a moment; the newest change."""
+    number = recorder.project.project
     newer = [] if since is None else [newer_than(since)]
     newest: datetime | None = None
     batch: list[Json] = []
     for labels in ("total_annotations", "cancelled_annotations"):
         labelled = condition(labels, "greater", "Number", 0)
-        for task in recorder.client.tasks(recorder.project.project, [*newer, labelled]):
+        conditions = [*newer, labelled]
+        for task in recorder.client.tasks(number, conditions, fields=TASK):
             batch.append(task)
             moment = datetime.fromisoformat(task["updated_at"])
             newest = moment if newest is None else max(newest, moment)
