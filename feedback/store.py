@@ -283,9 +283,14 @@ class FeedbackStore:
         """The comparisons among `judgements()`: what annotators said, adjudicated or not."""
         return [item for item in self.judgements() if isinstance(item, Comparison)]
 
+    def adjudications(self) -> list[Comparison]:
+        """The comparisons that settle their pair: adjudicators' words, and gold answers."""
+        found = self.judgements(adjudicated=True)
+        return [item for item in found if isinstance(item, Comparison)]
+
     def settled(self) -> list[Comparison]:
         """Comparisons to train on: an adjudicated pair has its adjudications and no other vote."""
-        final = [c for c in self.judgements(adjudicated=True) if isinstance(c, Comparison)]
+        final = self.adjudications()
         closed = {comparison.pair for comparison in final}
         return [c for c in self.comparisons() if c.pair not in closed] + final
 

@@ -56,8 +56,8 @@ def show_annotators(store: Store = STORE) -> None:
 
     with FeedbackStore(store, create=False) as opened:
         said = _comparisons(opened)
-        settled = [j for j in opened.judgements(adjudicated=True) if isinstance(j, Comparison)]
-    records = annotator_quality(said, gold_answers(settled, said))
+        known = gold_answers(opened.adjudications(), said)
+    records = annotator_quality(said, known)
     table = Table(
         *("annotator", "labels", "ties", "chose first", "chose longer", "with majority"),
         *("same again", "turned", "gold", "s", "flags"),

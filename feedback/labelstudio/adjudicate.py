@@ -15,7 +15,6 @@ from feedback.labelstudio.tasks import item_of_key
 from feedback.labelstudio.templates import Template
 from feedback.quality.disagreement import Order, disagreement_queue
 from feedback.queries import find_items
-from feedback.schema import Comparison
 from feedback.store import FeedbackStore
 
 SUFFIX = " (adjudication)"
@@ -54,9 +53,7 @@ def adjudicate(
         raise LabelStudioError(f"project {name!r} {what}; only labels of pairs are adjudicated.")
     members = {item_of_key(key) for project in asked for key in Journal(store, project).tasks()}
     said = [one for one in store.comparisons() if one.pair in members]
-    settled = {
-        one.pair for one in store.judgements(adjudicated=True) if isinstance(one, Comparison)
-    }
+    settled = {one.pair for one in store.adjudications()}
     queue = disagreement_queue(said, by, done=settled, limit=limit)
     if not queue:
         raise LabelStudioError(

@@ -106,3 +106,20 @@ def test_an_export_comes_back(run):
     assert run("export", "out.csv") == (0, "out.csv: 1 judgements", "")
     assert run("import", "out.csv", "--store", "sqlite:///copy.db")[0] == 0
     assert "1 judgements of 1 pairs" in run("agreement", "--store", "sqlite:///copy.db")[1]
+
+
+def test_annotators_are_held_to_gold(run):
+    """Answers known beforehand come first; what people say of the same pairs is compared."""
+    pairs = [{"prompt": f"p{n}", "response_a": "x", "response_b": "y"} for n in range(4)]
+    gold = [pair | {"label": "a", "created_at": "2026-01-01T00:00:00Z"} for pair in pairs]
+    said = [
+        pair | {"label": "b" if n == 0 else "a", "annotator": "ann"} for n, pair in enumerate(pairs)
+    ]
+    for name, rows in (("gold.jsonl", gold), ("said.jsonl", said)):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("import", "gold.jsonl", "--gold")[0] == 0
+    assert run("import", "said.jsonl")[0] == 0
+    code, out, err = run("annotators")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if "ann " in line]
+    assert "0.75" in line  # three of four gold questions
