@@ -18,6 +18,7 @@ from feedback.formats import ReadResult
 from feedback.labelstudio.journal import CORRECTED, Journal, Project, projects
 from feedback.queries import last_events
 from feedback.schema import Comparison, Correction, Judgement
+from feedback.standing import changed_at, version_at
 from feedback.store import FeedbackStore
 from feedback.tables import events_table, tasks_table
 
@@ -60,12 +61,16 @@ def import_feedback(store: FeedbackStore, found: ReadResult, *, gold: bool = Fal
     entries = []
     for read in found.reads:
         said, item = read.judgement, _item(read.judgement)
-        entries.append(_Entry(read.annotation, item, said.annotator, read.raw, said))
+        entries.append(
+            _Entry(read.annotation, item, said.annotator, read.raw, said, read.adjudicated)
+        )
     for skip in found.skips:
         entries.append(_Entry(skip.annotation, skip.item.id, skip.annotator, skip.raw, None))
     gone: set[str] = set()
     if found.format == "label-studio":
         entries, gone = _as_pulled(store, entries, found.file)
+    if found.format == "align":
+        entries = _newer(store, entries)
     for entry in entries:
         entry.adjudicated |= gold
     before = store.counts().events
@@ -79,13 +84,29 @@ def import_feedback(store: FeedbackStore, found: ReadResult, *, gold: bool = Fal
         )
     between = store.counts().events
     store.add_items(skip.item for skip in found.skips)
-    for entry in entries:
-        if entry.judgement is None:
-            store.add_skip(entry.item, entry.annotator, annotation=entry.annotation, raw=entry.raw)
+    store.add_skips(
+        (e.item, e.annotator, e.annotation, e.raw) for e in entries if e.judgement is None
+    )
     after = store.counts().events
     for name in gone:
         store.delete_annotation(name)
     return Imported(between - before, after - between)
+
+
+def _newer(store: FeedbackStore, entries: list[_Entry]) -> list[_Entry]:
+    """The entries of an export that are later than what the store has of their annotations.
+
+    The store need not have got them from a file: what it holds beside them then differs, though
+    nobody said anything new. A row that states no version is left to the store to compare.
+    """
+    with store.reading() as connection:
+        last = last_events(connection, [entry.annotation for entry in entries])
+    news = []
+    for entry in entries:
+        before, stated = last.get(entry.annotation), changed_at(entry.raw)
+        if before is None or stated is None or version_at(before) < stated:
+            news.append(entry)
+    return news
 
 
 def _as_pulled(
@@ -117,7 +138,7 @@ def _as_pulled(
         if isinstance(person, int):
             entry.annotator = people.get((entry.server, person), entry.annotator)
         before = last.get(entry.annotation.removesuffix(CORRECTED))
-        if before is None or _changed_at(before["raw"]) < _changed_at(entry.raw):
+        if before is None or _moment(before["raw"]) < _moment(entry.raw):
             news.append(entry)
     new = {entry.annotation for entry in news}
     ended = {name + CORRECTED for name in new & names} - new
@@ -159,9 +180,5 @@ def _item(judgement: Judgement) -> str:
     return judgement.pair if isinstance(judgement, Comparison) else judgement.item
 
 
-def _changed_at(raw: Mapping[str, Any]) -> datetime:
-    try:
-        moment = datetime.fromisoformat(str(raw.get("updated_at")))
-    except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _moment(raw: Mapping[str, Any]) -> datetime:
+    return changed_at(raw) or datetime.min.replace(tzinfo=UTC)

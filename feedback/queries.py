@@ -82,8 +82,9 @@ def current_events() -> sa.Select[Any]:
         .subquery()
     )
     item_columns = [items_table.c[name] for name in ("prompt", "responses", "sources")]
+    asked = items_table.c.kind.label("asked")
     return (
-        sa.select(events_table, *item_columns)
+        sa.select(events_table, *item_columns, asked)
         .join(spans, events_table.c.position == spans.c.last)
         .join(items_table, items_table.c.id == events_table.c.item)
         .order_by(spans.c.first)

@@ -21,24 +21,18 @@ from sqlalchemy.engine import Connection
 
 from feedback.connect import open_engine, shown
 from feedback.errors import StoreError
-from feedback.queries import (
-    current_events,
-    find_items,
-    insert_new_items,
-    last_events,
-    unchanged,
-)
+from feedback.queries import current_events, insert_new_items, last_events
+from feedback.recording import Skip, record_judgements, record_skips
 from feedback.records import (
     event_row,
     item_of,
-    item_of_judgement,
     item_of_pair,
     judgement_of,
     new_pair,
     pair_of,
-    row_of_judgement,
 )
-from feedback.schema import Comparison, Correction, Item, Judgement, Kind, Pair, Text, pair_id
+from feedback.schema import Comparison, Item, Judgement, Kind, Pair, Text
+from feedback.standing import Standing, standing_of
 from feedback.tables import events_table, items_table
 from feedback.transactions import Transactions
 
@@ -169,6 +163,9 @@ class FeedbackStore:
             raws: what was received, kept as it is.
             adjudicated: these settle what others disagreed on; see `settled`.
 
+        A version whose raw record says `updated_at` is left out where the store has one that was
+        updated later.
+
         Raises:
             DataError: a judgement does not fit its item.
         """
@@ -180,36 +177,11 @@ class FeedbackStore:
                 f"{len(said)} comparisons, {len(ids)} annotations and {len(kept)} raws: "
                 "give one of each per comparison."
             )
-        named = [_named_item(judgement) for judgement in said]
-        kind = "adjudication" if adjudicated else "annotation"
-
-        def write(connection: Connection) -> None:
-            known = find_items(connection, [name for name in named if name])
-            # A correction may name the item that another judgement of this call brings along.
-            brought = [
-                item_of_judgement(judgement)
-                for name, judgement in zip(named, said, strict=True)
-                if name not in known and not isinstance(judgement, Correction)
-            ]
-            known |= {item.id: item for item in brought}
-            items = [
-                known.get(name) or item_of_judgement(judgement)
-                for name, judgement in zip(named, said, strict=True)
-            ]
-            insert_new_items(connection, {item.id: asdict(item) for item in items})
-            stored = find_items(connection, list({item.id for item in items}))
-            last, rows = last_events(connection, ids), []
-            for judgement, item, annotation, raw in zip(said, items, ids, kept, strict=True):
-                said_now = row_of_judgement(judgement, stored[item.id])
-                when, who = judgement.created_at, judgement.annotator
-                row = event_row(kind, annotation, item.id, who, raw, said_now, when)
-                if not unchanged(last.get(annotation), row):
-                    rows.append(row)
-                    last[annotation] = row
-            if rows:
-                connection.execute(sa.insert(events_table), rows)
-
-        self.write(write)
+        self.write(
+            lambda connection: record_judgements(
+                connection, said, ids, kept, adjudicated=adjudicated
+            )
+        )
         return ids
 
     def add_skip(
@@ -221,19 +193,19 @@ class FeedbackStore:
         raw: Mapping[str, Any] | None = None,
     ) -> str:
         """Record that an annotator declined to judge a pair; returns the annotation's id."""
-        name = annotation or uuid.uuid4().hex
-        row = event_row("skip", name, pair, annotator, raw)
+        return self.add_skips([(pair, annotator, annotation, raw)])[0]
 
-        def write(connection: Connection) -> None:
-            if not find_items(connection, [pair]):
-                raise StoreError(
-                    f"feedback store {self.url}: no pair {pair!r}. Fix: add the pair first."
-                )
-            if not unchanged(last_events(connection, [name]).get(name), row):
-                connection.execute(sa.insert(events_table).values(row))
+    def add_skips(self, skips: Iterable[Skip]) -> list[str]:
+        """Record many skips in one transaction; returns the annotations' ids.
 
-        self.write(write)
-        return name
+        Args:
+            skips: (item, annotator, annotation or None, raw or None) of each, see `add_skip`.
+
+        Raises:
+            StoreError: the store has no such item.
+        """
+        given = list(skips)
+        return self.write(lambda connection: record_skips(connection, given, self.url))
 
     def delete_annotation(self, annotation: str, raw: Mapping[str, Any] | None = None) -> None:
         """Record that an annotation was withdrawn; its versions stay in the record.
@@ -278,6 +250,14 @@ class FeedbackStore:
         with self.reading() as connection:
             rows = connection.execute(current_events().where(events_table.c.kind == kind))
             return [judgement_of(dict(row)) for row in rows.mappings()]
+
+    def standing(self) -> list[Standing]:
+        """All that stands now under its annotation's id: judgements, adjudications and skips."""
+        with self.reading() as connection:
+            rows = connection.execute(
+                current_events().where(events_table.c.kind != "deletion")
+            ).mappings()
+            return [standing_of(dict(row)) for row in rows]
 
     def comparisons(self) -> list[Comparison]:
         """The comparisons among `judgements()`: what annotators said, adjudicated or not."""
@@ -329,10 +309,3 @@ class FeedbackStore:
             StoreError: the database refused or is out of reach; nothing of this call was kept.
         """
         return self._transactions.write(work)
-
-
-def _named_item(judgement: Judgement) -> str:
-    """The id of the item a judgement names, or for a comparison the one its text makes."""
-    if not isinstance(judgement, Comparison):
-        return judgement.item
-    return pair_id(judgement.prompt, judgement.response_a, judgement.response_b)

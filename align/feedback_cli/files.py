@@ -56,10 +56,13 @@ def export(
     file: Annotated[Path, typer.Argument(help="JSONL or CSV, also gzipped.")],
     store: Store = STORE,
 ) -> None:
-    """Write every judgement that stands to a file that `import` reads back."""
-    from feedback.formats import write_feedback
+    """Write all that stands, adjudications and skips too, to a file that `import` reads back."""
+    from feedback.formats import write_standing
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        count = write_feedback(opened.judgements(), file)
-    out.print(f"{file}: {count} judgements", highlight=False)
+        standing = opened.standing()
+    count = write_standing(standing, file)
+    skips = sum(one.judgement is None for one in standing)
+    said = f"{count - skips} judgements" + (f", {skips} skips" if skips else "")
+    out.print(f"{file}: {said}", markup=False, highlight=False)

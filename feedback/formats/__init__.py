@@ -3,7 +3,7 @@
 from feedback.formats.detect import FORMATS, Format
 from feedback.formats.read import read_feedback
 from feedback.formats.result import BadRow, Read, ReadResult, Skip
-from feedback.formats.write import write_feedback, write_rows
+from feedback.formats.write import write_feedback, write_rows, write_standing
 
 __all__ = [
     "FORMATS",
@@ -15,4 +15,5 @@ __all__ = [
     "read_feedback",
     "write_feedback",
     "write_rows",
+    "write_standing",
 ]

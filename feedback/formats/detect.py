@@ -72,7 +72,7 @@ def format_of(row: Values) -> str | None:
         return "pandalm"
     if {"prompt", "response_a", "response_b", "label"} <= keys:
         return "align"
-    if isinstance(row.get("kind"), str) and row["kind"] in neutral.READERS and "prompt" in keys:
+    if isinstance(row.get("kind"), str) and row["kind"] in neutral.ROW_KINDS and "prompt" in keys:
         return "align"
     if {"chosen", "rejected"} <= keys:
         alone = row.get("prompt") in (None, "")

@@ -22,6 +22,7 @@ class Found:
     raw: Mapping[str, Any]
     id: str = ""  # the annotation's id, where the row states one
     dated: bool = False  # the row says when; otherwise `created_at` is the time of reading
+    adjudicated: bool = False  # it settles what others disagreed on
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@
 | `rating`     | `prompt`, `response`, `scores`                | `source`                          |
 | `thumb`      | `prompt`, `response`, `good`                  | `source`                          |
 | `correction` | `prompt`, `response`, `corrected`             | `source`, `item`                  |
+| `skip`       | `prompt`, `responses`                         | `sources`, `asked`                |
 
-All: `annotator`, `reason`, `lead_time`, `created_at`, `annotation` (the id). A row without `kind`
-is a comparison, so that a plain table of comparisons needs none. In a CSV file lists, objects and
+All: `annotator`, `reason`, `lead_time`, `created_at`, `annotation` (the id), `updated_at` (of this
+version), `adjudicated` (it settles its item). A skip is a refusal to judge; `asked` is pair,
+ranking, rating or thumb. A row without `kind` is a comparison, so that a plain table of comparisons
+needs none. In a CSV file lists, objects and
 conversations are JSON, and a column `prompt_is_text` says true where a prompt only looks like one.
 """
 
@@ -22,7 +25,7 @@ from typing import Any
 
 from feedback.conversation import shorten, type_name
 from feedback.dialogue import RowProblem
-from feedback.formats.found import Found, check_storable
+from feedback.formats.found import Declined, Found, Outcome, check_storable, digest
 from feedback.formats.result import Values
 from feedback.formats.text import (
     different,
@@ -33,7 +36,9 @@ from feedback.formats.text import (
     read_string,
 )
 from feedback.formats.trl import read_flag
+from feedback.records import new_item
 from feedback.schema import (
+    KINDS,
     RATING_SCALE,
     Comparison,
     Correction,
@@ -51,27 +56,53 @@ ID_LENGTH = 128  # what the store's column holds
 MOST_RANKED = 26  # as many as the store takes
 
 
-def parse(row: Values) -> Iterator[Found]:
-    """One judgement.
+def parse(row: Values) -> Iterator[Outcome]:
+    """One judgement, or one skip.
 
     Raises:
         RowProblem: the columns or their values do not fit.
     """
     check_storable(row)
     kind = row.get("kind") or "comparison"
-    reader = READERS.get(kind) if isinstance(kind, str) else None
-    if reader is None:
-        raise RowProblem("kind is unknown", f"{shorten(kind)}; expected {', '.join(READERS)}")
+    if kind not in ROW_KINDS:
+        raise RowProblem("kind is unknown", f"{shorten(kind)}; expected {', '.join(ROW_KINDS)}")
+    annotation = _annotation(row)
+    if kind == SKIP:
+        yield _skip(row, annotation)
+        return
     common: dict[str, Any] = {"prompt": read_prompt(row), "annotator": read_annotator(row)}
     extras = read_extras(row)
+    said = READERS[kind](row, common, extras)
+    final = row.get("adjudicated") not in (None, "") and read_flag(
+        row["adjudicated"], "adjudicated"
+    )
+    yield Found(said, row, annotation, dated="created_at" in extras, adjudicated=final)
+
+
+def _annotation(row: Values) -> str:
+    """The id that the row states, or none."""
     annotation = row.get("annotation")
     if annotation in (None, ""):
-        annotation = ""
-    elif not isinstance(annotation, str) or len(annotation) > ID_LENGTH:
+        return ""
+    if not isinstance(annotation, str) or len(annotation) > ID_LENGTH:
         raise RowProblem(
             "annotation is no id", f"{shorten(annotation)}; up to {ID_LENGTH} characters"
         )
-    yield Found(reader(row, common, extras), row, annotation, dated="created_at" in extras)
+    return annotation
+
+
+def _skip(row: Values, annotation: str) -> Declined:
+    prompt, annotator = read_prompt(row), read_annotator(row)
+    responses = _parsed(row, "responses", list)
+    asked = row.get("asked") or "pair"
+    if asked not in KINDS:
+        raise RowProblem("asked is unknown", f"{shorten(asked)}; expected {', '.join(KINDS)}")
+    low, high = {"pair": (2, 2), "ranking": (2, MOST_RANKED)}.get(asked, (1, 1))
+    texts = all(isinstance(text, str) for text in responses)
+    if not texts or not low <= len(set(responses)) == len(responses) <= high:
+        raise RowProblem("responses do not fit", f"not those of a {asked}, all different texts")
+    item = new_item(asked, prompt, responses, _sources(row, len(responses)))
+    return Declined(item, annotator, annotation or digest("skip", item.id, annotator), row)
 
 
 def _comparison(row: Values, common: Values, extras: Values) -> Judgement:
@@ -101,7 +132,6 @@ def _comparison(row: Values, common: Values, extras: Values) -> Judgement:
 
 def _ranking(row: Values, common: Values, extras: Values) -> Judgement:
     responses, order = _parsed(row, "responses", list), _parsed(row, "order", list)
-    sources = _parsed(row, "sources", list) if row.get("sources") not in (None, "") else []
     texts = all(isinstance(text, str) for text in responses)
     if not texts or not 2 <= len(set(responses)) == len(responses) <= MOST_RANKED:
         raise RowProblem("responses do not fit", f"expected 2 to {MOST_RANKED} different texts")
@@ -110,13 +140,11 @@ def _ranking(row: Values, common: Values, extras: Values) -> Judgement:
         raise RowProblem(
             "order is no full order", f"{shorten(order)}; expected each index of responses once"
         )
-    if len(sources) not in (0, len(responses)) or not all(isinstance(s, str) for s in sources):
-        raise RowProblem("sources do not fit", "expected one name per response")
     return Ranking(
         responses=tuple(responses),
         order=tuple(order),
         item=item_id("ranking", common["prompt"], responses),
-        sources=tuple(sources),
+        sources=_sources(row, len(responses)),
         **common,
         **extras,
     )
@@ -155,6 +183,16 @@ READERS: dict[str, Callable[[Values, Values, Values], Judgement]] = {
     "thumb": _thumb,
     "correction": _correction,
 }
+SKIP = "skip"
+ROW_KINDS = (*READERS, SKIP)
+
+
+def _sources(row: Values, count: int) -> tuple[str, ...]:
+    """Who wrote each of `count` answers, or nothing."""
+    sources = _parsed(row, "sources", list) if row.get("sources") not in (None, "") else []
+    if len(sources) not in (0, count) or not all(isinstance(name, str) for name in sources):
+        raise RowProblem("sources do not fit", "expected one name per response")
+    return tuple(sources)
 
 
 def _single(row: Values, kind: str, common: Values) -> Values:

@@ -107,7 +107,7 @@ def _read(
         base = content_id(found)
         annotation = content_id(found, repeats[base]) if repeats[base] else base
         repeats[base] += 1
-    return Read(found.judgement, annotation, where, found.raw)
+    return Read(found.judgement, annotation, where, found.raw, found.adjudicated)
 
 
 def _bad(path: Path, record: Record, item: RowProblem | Misfit) -> BadRow:

@@ -31,6 +31,7 @@ class Read(Generic[J_co]):
     annotation: str  # 32 hex digits, or the id the row itself states
     where: str  # "file:line"
     raw: Mapping[str, Any]  # the row (for Label Studio: the annotation) as it was
+    adjudicated: bool = False  # it settles what others disagreed on
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from feedback.errors import DataError
+from feedback.formats.neutral import SKIP
 from feedback.formats.result import Values
 from feedback.schema import Comparison, Correction, Judgement, Ranking, Rating, Thumb
+from feedback.standing import Standing
 
 KIND_NAMES: dict[type, str] = {
     Comparison: "comparison",
@@ -57,6 +59,37 @@ def judgement_row(judgement: Judgement, annotation: str | None = None) -> Values
     if annotation:
         row["annotation"] = annotation
     return row
+
+
+def standing_row(standing: Standing) -> Values:
+    """What stands of an annotation, a skip too, as a JSON object that comes back as it was."""
+    version = {"updated_at": standing.updated_at.isoformat()}
+    if standing.judgement is not None:
+        row = judgement_row(standing.judgement, standing.annotation) | version
+        return row | {"adjudicated": True} if standing.adjudicated else row
+    item = standing.item
+    return {
+        "kind": SKIP,
+        "asked": item.kind,
+        "prompt": item.prompt,
+        "responses": list(item.responses),
+        "sources": list(item.sources),
+        "annotator": standing.annotator,
+        "annotation": standing.annotation,
+        **version,
+    }
+
+
+def write_standing(standing: Iterable[Standing], path: str | Path) -> int:
+    """Write all that stands in a store (`FeedbackStore.standing`); returns how many rows.
+
+    Imported again, into the same store it adds nothing, and into a new one it gives the same
+    judgements, adjudications and skips.
+
+    Raises:
+        DataError: as `write_feedback`.
+    """
+    return write_rows((standing_row(one) for one in standing), path)
 
 
 def write_feedback(

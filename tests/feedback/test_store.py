@@ -242,3 +242,35 @@ def test_an_adjudication_settles_a_pair_and_the_votes_stay(url: str) -> None:
         assert [c.annotator for c in store.comparisons()] == ["ann", "bob", "ann"]
         settled = {(c.response_b, c.annotator, c.label) for c in store.settled()}
         assert settled == {("Somewhere.", "ann", "a"), ("No idea.", "lead", "tie")}
+
+
+def test_a_late_reading_of_an_older_version_is_no_news(url):
+    """Two pulls overlap: one read version 1, and writes after the other wrote version 2."""
+    one, two = ({"updated_at": f"2026-01-02T03:04:0{n}Z"} for n in (1, 2))
+    with FeedbackStore(url) as store:
+        store.add_comparison(Comparison("p", "x", "y", "b", "ann"), annotation="1", raw=two)
+        store.add_comparison(Comparison("p", "x", "y", "a", "ann"), annotation="1", raw=one)
+        pair = store.pairs()[0].id
+        store.add_skip(pair, "ann", annotation="1", raw=one)
+        assert [c.label for c in store.comparisons()] == ["b"]
+        assert store.counts().events == 1
+        # Where either does not say when, the order of recording is all there is.
+        store.add_comparison(Comparison("p", "x", "y", "a", "ann"), annotation="1")
+        store.add_comparison(Comparison("p", "x", "y", "tie", "ann", 0), annotation="1", raw=one)
+        assert [c.label for c in store.comparisons()] == ["tie"]
+        store.add_skip(pair, "ann", annotation="1", raw=two)
+        assert store.comparisons() == []
+
+
+def test_many_skips_are_one_transaction(url):
+    with FeedbackStore(url) as store:
+        pair = store.add_pair("p", "x", "y")
+        with pytest.raises(StoreError, match="no pair 'nope'"):
+            store.add_skips([(pair, "ann", "1", None), ("nope", "ann", "2", None)])
+        assert store.counts().skips == 0
+        assert store.add_skips([(pair, "ann", "1", None), (pair, "bob", "2", {"k": 1})]) == [
+            "1",
+            "2",
+        ]
+        store.add_skips([(pair, "ann", "1", None)])
+        assert (store.counts().skips, store.counts().events) == (2, 2)

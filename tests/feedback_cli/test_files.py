@@ -10,6 +10,7 @@ import pytest
 from align.cli import main
 from feedback.labelstudio.tasks import task_data
 from feedback.records import new_item
+from feedback.schema import Comparison
 from feedback.store import FeedbackStore
 
 ROW = {"prompt": "p", "response_a": "x", "response_b": "y", "label": "a"}
@@ -123,3 +124,48 @@ def test_annotators_are_held_to_gold(run):
     assert (code, err) == (0, "")
     (line,) = [line for line in out.splitlines() if "ann " in line]
     assert "0.75" in line  # three of four gold questions
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.jsonl.gz"])
+def test_an_export_is_everything_and_adds_nothing_to_its_own_store(run, name: str):
+    talk = [{"role": "user", "content": "hi"}]
+    with FeedbackStore("sqlite:///feedback.db") as store:
+        for n in range(3):
+            store.add_comparison(Comparison(f"p{n}", "x", "y", "a", "ann", reason="r"))
+        # As a pull leaves it: an id and a raw record that no file gives.
+        raw = {"id": 7, "updated_at": "2026-01-02T03:04:05Z"}
+        server = Comparison("p0", "y", "x", "a", "bob", 2, True, source_a="m", lead_time=1.5)
+        store.add_comparison(server, annotation="http://s/1/7", raw=raw)
+        final = Comparison("p0", "x", "y", "tie", "judge", 0)
+        store.add_judgements([final, Comparison(talk, "x", "y", "b", "judge")], adjudicated=True)
+        thumb = new_item("thumb", talk, ("only",), ("m",))
+        store.add_items([thumb])
+        store.add_skip(store.pairs()[1].id, "cy")
+        store.add_skip(thumb.id, "cy")
+        before = store.history()
+        expected = (store.comparisons(), store.adjudications(), store.settled())
+    assert run("export", name) == (0, f"{name}: 6 judgements, 2 skips", "")
+    code, out, _ = run("import", name)
+    assert code == 0
+    assert out == f"{name}: 6 judgements, 0 of them new; 2 skips, 0 of them new"
+    assert run("import", name, "--store", "sqlite:///copy.db")[0] == 0
+    assert "0 of them new" in run("import", name, "--store", "sqlite:///copy.db")[1]
+    with (
+        FeedbackStore("sqlite:///feedback.db") as store,
+        FeedbackStore("sqlite:///copy.db") as copy,
+    ):
+        assert store.history() == before
+        assert (copy.comparisons(), copy.adjudications(), copy.settled()) == expected
+        assert copy.counts() == store.counts()
+        assert copy.items("thumb")[0].sources == ("m",)
+
+
+def test_an_old_export_overwrites_nothing_newer(run):
+    with FeedbackStore("sqlite:///feedback.db") as store:
+        store.add_comparison(Comparison("p", "x", "y", "a", "ann"), annotation="1")
+        store.add_comparison(Comparison("q", "x", "y", "a", "ann"), annotation="2")
+        assert run("export", "old.jsonl")[0] == 0
+        store.add_comparison(Comparison("p", "x", "y", "b", "ann"), annotation="1")
+        store.delete_annotation("2")
+        assert "0 of them new" in run("import", "old.jsonl")[1]
+        assert [(one.prompt, one.label) for one in store.comparisons()] == [("p", "b")]
