@@ -220,6 +220,12 @@ class LabelStudioClient:
         """Have a hook sent no more."""
         self.request("DELETE", f"api/webhooks/{hook}/")
 
+    def delete_webhooks(self, project: int, url: str) -> None:
+        """Have a project's hooks to a URL sent no more."""
+        for hook in self.request("GET", "api/webhooks/", params={"project": project}):
+            if hook["url"] == url:
+                self.delete_webhook(hook["id"])
+
     def invitation(self) -> str:
         """The address at which people make accounts of their own; whoever has it may."""
         return f"{self.url}{self.request('GET', 'api/invite')['invite_url']}"

@@ -4,7 +4,9 @@ A batch is written into the store's journal before it is sent and confirmed afte
 is lost (connection, time-out, kill -9 of either side) nobody knows whether the server has the
 tasks, so the next step asks it: tasks carry their key, and those of a lost batch have greater
 numbers than any the journal knew when the batch was planned. Only what is missing is sent again;
-what came twice, and nobody has labelled, is deleted.
+what came twice, and nobody has labelled, is deleted. A lost request may even arrive after all that:
+where the server counts more tasks than the journal, the next push looks for copies once more. One
+process at a time pushes to a project.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from feedback.errors import LabelStudioError
@@ -20,6 +22,8 @@ from feedback.labelstudio.client import DoubtfulError, LabelStudioClient, condit
 from feedback.labelstudio.journal import Batch, Journal, Project
 from feedback.labelstudio.projects import check_config
 from feedback.labelstudio.tasks import item_of_key, task_data, task_keys
+from feedback.locks import exclusive
+from feedback.queries import find_items
 from feedback.schema import Item
 from feedback.store import FeedbackStore
 
@@ -64,32 +68,39 @@ def push(
     Raises:
         LabelStudioError: a wrong kind, an edited configuration, or a server that refuses or stays
             out of reach; what was confirmed until then stays, and the next push goes on.
+        StoreError: another process is pushing to this project.
     """
-    counts = check_config(client, project)
-    journal, report = Journal(store, project), PushReport()
-    for batch in journal.open_batches():
-        found, removed = settle(client, journal, batch, wait)
-        journal.confirm(batch, found)
-        report.recovered += len(found)
-        report.removed += removed
-    known = journal.tasks()
-    report.missing = max(len(known) - report.recovered - counts["tasks"], 0)
-    after = max(known.values(), default=0)
-    for wanted in _batches(items, project, twins, batch_size):
-        new = {key: item for key, item in wanted.items() if key not in known}
-        report.known += len(wanted) - len(new)
-        if not new:
-            continue
-        batch = Batch(uuid.uuid4().hex, tuple(new), after)
-        store.add_items(new.values())
-        journal.plan(batch)
-        tasks, removed = _send(client, journal, batch, new, wait)
-        journal.confirm(batch, tasks)
-        known |= tasks
-        after = max(after, *tasks.values())
-        report.sent += len(tasks)
-        report.removed += removed
-        progress(report.sent)
+    with exclusive(store, f"push to project {project.project} of {project.server}"):
+        check_config(client, project)
+        journal, report = Journal(store, project), PushReport()
+        for batch in journal.open_batches():
+            tasks, removed = _send(client, journal, batch, wait, doubtful=True)
+            journal.confirm(batch, tasks)
+            report.recovered += len(tasks)
+            report.removed += removed
+        known = journal.tasks()
+        counted = check_config(client, project)["tasks"]
+        if counted > len(known):
+            removed = _remove_copies(client, project.project, known)
+            report.removed += removed
+            counted -= removed
+        report.missing = max(len(known) - counted, 0)
+        after = max(known.values(), default=0)
+        for wanted in _batches(items, project, twins, batch_size):
+            new = {key: item for key, item in wanted.items() if key not in known}
+            report.known += len(wanted) - len(new)
+            if not new:
+                continue
+            batch = Batch(uuid.uuid4().hex, tuple(new), after)
+            store.add_items(new.values())
+            journal.plan(batch)
+            tasks, removed = _send(client, journal, batch, wait)
+            journal.confirm(batch, tasks)
+            known |= tasks
+            after = max(after, *tasks.values())
+            report.sent += len(tasks)
+            report.removed += removed
+            progress(report.sent)
     return report
 
 
@@ -116,32 +127,41 @@ def settle(
         before = now
         wait(SETTLE)
     assert before is not None
-    removed = 0
     found: dict[str, int] = {}
+    surplus: list[int] = []
     for key, copies in before.items():
         # The one that people have labelled stays, or else the first.
         keep, *rest = sorted(copies, key=lambda copy: (-copy[1], copy[0]))
         found[key] = keep[0]
-        for task, labelled in rest:
-            # Somebody may have labelled it since the look; then both stay, and the label counts.
-            if not labelled and not client.annotations(task):
-                client.delete_task(task)
-                removed += 1
-    return found, removed
+        surplus += [task for task, labels in rest if not labels]
+    return found, _delete_unlabelled(client, surplus)
 
 
 def _send(
     client: LabelStudioClient,
     journal: Journal,
     batch: Batch,
-    new: dict[str, Item],
     wait: Callable[[float], None],
+    *,
+    doubtful: bool = False,
 ) -> tuple[dict[str, int], int]:
-    """Send a batch until the server has all of it; task numbers by key, and copies deleted."""
+    """Send a batch until the server has all of it; task numbers by key, and copies deleted.
+
+    What is sent are the store's own items: an id does not say in which order answers are stored
+    and shown, and labels are turned back by what the store says. A `doubtful` batch may be there
+    already, in part or whole: look first.
+    """
+    with journal.store.reading() as connection:
+        items = find_items(connection, list({item_of_key(key) for key in batch.keys}))
     missing, found, removed = list(batch.keys), dict[str, int](), 0
+    if doubtful:
+        found, removed = settle(client, journal, batch, wait)
+        missing = [key for key in batch.keys if key not in found]
+        if not missing:
+            return found, removed
     for attempt in range(ATTEMPTS):
         try:
-            data = [task_data(new[key], key) for key in missing]
+            data = [task_data(items[item_of_key(key)], key) for key in missing]
             numbers = client.import_tasks(journal.project.project, data)
             if len(numbers) != len(missing):
                 raise DoubtfulError(
@@ -149,7 +169,7 @@ def _send(
                     "confirmed."
                 )
             found |= dict(zip(missing, numbers, strict=True))
-            if attempt == 0:
+            if attempt == 0 and not doubtful:
                 return found, 0
         except DoubtfulError:
             if attempt + 1 == ATTEMPTS:
@@ -167,6 +187,27 @@ def _send(
     )
 
 
+def _remove_copies(client: LabelStudioClient, project: int, known: Mapping[str, int]) -> int:
+    """Delete tasks that are copies of the journal's; how many. Labelled ones stay, and count."""
+    surplus = [
+        task
+        for key, copies in _look(client, project, 0, set(known)).items()
+        for task, labels in copies
+        if task != known[key] and not labels
+    ]
+    return _delete_unlabelled(client, surplus)
+
+
+def _delete_unlabelled(client: LabelStudioClient, tasks: Iterable[int]) -> int:
+    """Delete tasks, but for those that somebody labelled since they were looked at; how many."""
+    deleted = 0
+    for task in tasks:
+        if not client.annotations(task):
+            client.delete_task(task)
+            deleted += 1
+    return deleted
+
+
 def _look(
     client: LabelStudioClient, project: int, after: int, wanted: set[str]
 ) -> dict[str, list[tuple[int, int]]]:
@@ -176,7 +217,7 @@ def _look(
     found = defaultdict[str, list[tuple[int, int]]](list)
     for task in client.tasks(project, newer, fields=fields):
         key = task["data"].get("key")
-        if key in wanted:
+        if isinstance(key, str) and key in wanted:
             labels = task["total_annotations"] + task["cancelled_annotations"]
             found[key].append((task["id"], labels))
     return dict(found)
@@ -185,16 +226,26 @@ def _look(
 def _batches(
     items: Iterable[Item], project: Project, twins: bool, size: int
 ) -> Iterator[dict[str, Item]]:
-    """Items by task key, `size` tasks at a time."""
+    """Items by task key, `size` tasks at a time; turned twins after all others.
+
+    Whoever gets a pair and its twin one after the other remembers what they said.
+    """
     batch: dict[str, Item] = {}
+    asked: list[Item] = []
     for item in items:
         if item.kind != project.kind:
             raise LabelStudioError(
                 f"item {item.id} is a {item.kind}; project {project.name!r} asks for "
                 f"{project.kind}s. Fix: push it to a project of its kind."
             )
-        for key in task_keys(item, twins=twins):
-            assert item_of_key(key) == item.id
+        batch[item.id] = item
+        if twins:
+            asked.append(item)
+        if len(batch) >= size:
+            yield batch
+            batch = {}
+    for item in asked:
+        for key in task_keys(item, twins=True)[1:]:
             batch[key] = item
         if len(batch) >= size:
             yield batch

@@ -31,11 +31,12 @@ class Quarantine:
         """Keep (reason, raw record) that could not be used; how many were new."""
         rows = {}
         for reason, raw in entries:
-            plain = json.dumps(raw, sort_keys=True, ensure_ascii=False)
+            plain = json.dumps(raw, sort_keys=True)
             mark = hashlib.sha256(f"{self.journal.prefix}{plain}".encode()).hexdigest()
             rows[mark] = self.journal.here | {
                 "fingerprint": mark,
-                "reason": reason,
+                # A reason quotes what was sent, and that may be half a character.
+                "reason": reason.encode("utf-8", "backslashreplace").decode(),
                 "raw": dict(raw),
                 "recorded_at": datetime.now(UTC),
             }

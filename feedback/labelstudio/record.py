@@ -7,16 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from feedback.errors import LabelStudioError
 from feedback.labelstudio.client import Json, LabelStudioClient, NotFoundError
 from feedback.labelstudio.journal import CORRECTED, Journal, Project
 from feedback.labelstudio.parse import MisfitError, parse_annotation
 from feedback.labelstudio.quarantine import Quarantine
-from feedback.labelstudio.tasks import item_of_key
+from feedback.labelstudio.tasks import item_of_key, task_data
 from feedback.queries import find_items, last_events
-from feedback.schema import Correction, Judgement
+from feedback.schema import Correction, Item, Judgement
 from feedback.store import FeedbackStore
 
 VOLATILE = ("created_ago",)  # changes with every reading
+MANY, MANY_SHARE = 20, 0.2  # labels that may be gone at once without a question
 
 
 @dataclass
@@ -81,10 +83,12 @@ class Recorder:
                 raw = {k: v for k, v in raw.items() if k not in VOLATILE}
                 name = f"{self.journal.prefix}{raw['id']}"
                 names.add(name)
-                person = self.users.get(raw["completed_by"]) or f"user {raw['completed_by']}"
+                person = self._person(raw["completed_by"], last.get(name))
                 if item is None:
                     reason = f"task {task['id']} has the unknown key {key!r}"
                     batch.refused.append((name, reason, raw))
+                elif not _as_sent(task["data"], item, key):
+                    batch.refused.append((name, "the task's data were edited on the server", raw))
                 elif raw["was_cancelled"]:
                     batch.skips.append((item.id, person, name, raw))
                     batch.gone.add(name + CORRECTED)
@@ -113,16 +117,32 @@ class Recorder:
             if row["raw"].get("task") in present and name not in present[row["raw"]["task"]]
         )
 
+    def _person(self, number: int | None, last: dict[str, Any] | None) -> str:
+        """Who annotated: the e-mail of the account, also when the account is gone since."""
+        if number is not None and number not in self.users:
+            self.users |= self.client.users()  # somebody who joined during this pull
+        known = self.users.get(number) if number is not None else None
+        if known is None and last is not None:
+            return str(last["annotator"])
+        return known or f"user {number}"
+
     def kept(self) -> int:
         """How many of the project's annotations the store accounts for."""
         counts = self.journal.counts()
         return counts.total() - counts["deletion"] + len(self.aside)
 
-    def find_deleted(self, conditions: Sequence[Json] = ()) -> None:
+    def find_deleted(self, conditions: Sequence[Json] = (), *, accept: bool = False) -> None:
         """Look for annotations that the server no longer has, among the tasks that fit conditions.
 
         Tasks with fewer labels than the store has from them are asked one by one, so nothing counts
         as withdrawn but what the server itself does not list. A deleted task took its labels along.
+
+        Args:
+            conditions: of the task list; none looks at all tasks.
+            accept: withdraw however many are gone.
+
+        Raises:
+            LabelStudioError: more than `MANY_SHARE` are gone, which nobody does label by label.
         """
         known = defaultdict[int, dict[str, dict[str, Any]]](dict)
         for event in self.journal.annotations():
@@ -135,6 +155,7 @@ class Recorder:
             task["id"]: task["total_annotations"] + task["cancelled_annotations"]
             for task in self.client.tasks(self.project.project, conditions, fields=fields)
         }
+        gone: set[str] = set()
         for task, events in known.items():
             unlisted = 0 if not conditions else len(events)  # it does not fit the conditions
             if listed.get(task, unlisted) >= len(events):
@@ -145,9 +166,17 @@ class Recorder:
                 }
             except NotFoundError:
                 alive = set()
-            gone = set(events) - alive
-            self._withdraw(gone | {name + CORRECTED for name in gone})
-            self._release(gone & set(self.aside))
+            gone |= set(events) - alive
+        total = sum(len(events) for events in known.values())
+        if len(gone) > max(MANY, total * MANY_SHARE) and not accept:
+            raise LabelStudioError(
+                f"Label Studio project {self.project.project} ({self.project.name}): {len(gone)} "
+                f"of {total} labels are gone from the server, so something went wrong there; none "
+                "was withdrawn from the store. Fix: look at the project. If they were deleted on "
+                "purpose: align feedback pull --accept-deletions."
+            )
+        self._withdraw(gone | {name + CORRECTED for name in gone})
+        self._release(gone & set(self.aside))
 
     def _keep(self, batch: _Batch, last: dict[str, dict[str, Any]]) -> None:
         """Write a batch; each part is one transaction, and writing it again adds nothing."""
@@ -192,3 +221,8 @@ class Recorder:
 
 def _key(task: Json) -> str:
     return str(task["data"].get("key"))
+
+
+def _as_sent(data: Json, item: Item, key: str) -> bool:
+    """Whether people saw what was pushed: anyone with an account can edit a task."""
+    return all(data.get(name) == value for name, value in task_data(item, key).items())

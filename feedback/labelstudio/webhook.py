@@ -29,6 +29,7 @@ HEADER = "X-Align-Secret"
 LIMIT = 8 * 1024 * 1024  # bytes; a hook carries the whole task, so two long answers must fit
 REMEMBERED = 1024  # hooks, to know a repeated one
 START_SECONDS = 10.0
+GATHER_SECONDS = 1.0
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 
 
@@ -143,6 +144,7 @@ class WebhookListener:
             time.sleep(0.01)
         try:
             for project in self.projects:
+                self.client.delete_webhooks(project, f"{self.address}/")  # of a run that was killed
                 self._hooks.append(
                     self.client.create_webhook(
                         project, f"{self.address}/", headers={HEADER: secret}, actions=ACTIONS
@@ -164,6 +166,8 @@ class WebhookListener:
     def wait(self, seconds: float) -> bool:
         """Until a hook arrives, or so many seconds; whether one did."""
         nudged = self._nudged.wait(seconds)
+        if nudged:
+            time.sleep(GATHER_SECONDS)  # a busy team sends many; one look finds them all
         self._nudged.clear()
         return nudged
 

@@ -23,6 +23,7 @@ from feedback.records import new_item
 from feedback.store import FeedbackStore
 
 NUMBERS = itertools.count()
+LATE = 6.0  # seconds that a late request takes to arrive; the proxied client waits for two
 SIZE = (1280, 800)  # of the browser's window
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -159,6 +160,8 @@ class Proxy:
         if kind == "hide":  # an answer that is well-formed and wrong
             self.send(handler, 200, "application/json", b'{"tasks": [], "total": 0}')
             return
+        if kind == "late":  # whoever asked has given up before the server hears of it
+            time.sleep(LATE)
         if kind == "drop before":
             handler.connection.close()
             return
