@@ -38,13 +38,9 @@ def standing_of(row: Mapping[str, Any]) -> Standing:
 
 
 def version_at(event: Mapping[str, Any]) -> datetime:
-    """When an event's version came about; where nobody says, when the store heard of it.
-
-    A deletion carries the raw record of what it deletes, so its time is the store's.
-    """
-    stated = None if event["kind"] == "deletion" else changed_at(event["raw"])
+    """When an event's version came about; where nobody says, when the store heard of it."""
     recorded: datetime = event["recorded_at"]
-    return stated or recorded
+    return changed_at(event["raw"]) or recorded
 
 
 def changed_at(raw: Mapping[str, Any]) -> datetime | None:

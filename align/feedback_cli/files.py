@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from align.errors import ConfigError, DataError, Problem
-from align.feedback_cli.common import STORE, Store, err, out
+from align.feedback_cli.common import STORE, Store, err, say
 
 if TYPE_CHECKING:
     from feedback.formats import Format
@@ -46,9 +46,9 @@ def import_file(
         counts += f"; {len(found.skips)} skips, {new.skips} of them new"
     if found.bad:
         counts += f"; {len(found.bad)} set aside"
-    out.print(f"{file}: {counts}", markup=False, highlight=False)
+    say(f"{file}: {counts}")
     for row in found.bad:
-        err.print(str(row), markup=False, highlight=False)
+        say(str(row), err)
 
 
 @app.command()
@@ -65,4 +65,4 @@ def export(
     count = write_standing(standing, file)
     skips = sum(one.judgement is None for one in standing)
     said = f"{count - skips} judgements" + (f", {skips} skips" if skips else "")
-    out.print(f"{file}: {said}", markup=False, highlight=False)
+    say(f"{file}: {said}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from align.errors import ConfigError, Problem
-from align.feedback_cli.common import DATA, STORE, Data, Name, Store, Url, chosen, err, out, title
+from align.feedback_cli.common import DATA, STORE, Data, Name, Store, Url, chosen, err, say, title
 
 if TYPE_CHECKING:
     from feedback.labelstudio.client import LabelStudioClient
@@ -42,39 +42,45 @@ def pull(
         raise ConfigError([Problem("--webhook", "needs --watch.", "add --watch 60, say.")])
     with FeedbackStore(store, create=False) as opened:
         if not watch:
-            incomplete = pull_once(opened, chosen(opened, name, url, data), full)
-            if incomplete:
-                raise LabelStudioError(
-                    "; ".join(incomplete) + ". Fix: pull again (people may be labelling now), then "
-                    "pull --full."
-                )
+            problems = pull_once(opened, chosen(opened, name, url, data), full)
+            if problems:
+                raise LabelStudioError("\n".join(problems))
             return
         with waiting(webhook, chosen(opened, name, url, data) if webhook else []) as wait:
             while True:
                 try:
-                    pull_once(opened, chosen(opened, name, url, data), full)
+                    for problem in pull_once(opened, chosen(opened, name, url, data), full):
+                        say(problem, err)
                 except DoubtfulError as error:
                     # A watch outlives the server.
-                    err.print(str(error), markup=False, highlight=False)
+                    say(str(error), err)
                 wait(watch)
 
 
 def pull_once(
     store: FeedbackStore, projects: list[tuple[LabelStudioClient, Project]], full: bool
 ) -> list[str]:
-    """Pull each project and say what came; the shortfalls, in words."""
+    """Pull each project and say what came; what went wrong with any, in words.
+
+    A project that was deleted or edited keeps no other from being read.
+    """
+    from feedback.errors import LabelStudioError
     from feedback.labelstudio.pull import pull as receive
 
-    incomplete = []
+    problems = []
     for client, project in projects:
-        report = receive(client, store, project, full=full)
-        out.print(f"{title(project)}: {_pulled(vars(report))}", highlight=False)
+        try:
+            report = receive(client, store, project, full=full)
+        except LabelStudioError as error:
+            problems.append(f"{title(project)}: {error}")
+            continue
+        say(f"{title(project)}: {_pulled(vars(report))}")
         if not report.complete:
-            incomplete.append(
+            problems.append(
                 f"{title(project)}: the server counts {report.server} labels, the store "
-                f"{report.kept}"
+                f"{report.kept}. Fix: pull again (people may be labelling now), then pull --full."
             )
-    return incomplete
+    return problems
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
 from align.errors import DataError
-from align.feedback_cli.common import STORE, Store, out
+from align.feedback_cli.common import STORE, Store, out, say, table_of
 
 if TYPE_CHECKING:
     from feedback.schema import Comparison
@@ -25,15 +24,14 @@ def agreement(store: Store = STORE) -> None:
 
     with FeedbackStore(store, create=False) as opened:
         found = agreement_summary(_comparisons(opened))
-    out.print(
+    say(
         f"{found.judgements} judgements of {found.pairs} pairs by {len(found.annotators)} people; "
-        f"{found.overlapping} pairs judged by two or more",
-        highlight=False,
+        f"{found.overlapping} pairs judged by two or more"
     )
-    table = Table("measure", "value", "95% interval")
+    rows = []
     if found.same_side is not None:
         same = found.same_side
-        table.add_row("same side, ties apart", f"{same.rate:.3f}", _interval(vars(same)))
+        rows.append(("same side, ties apart", f"{same.rate:.3f}", _interval(vars(same))))
     for label, one in (
         ("Krippendorff's alpha, nominal", found.alpha_nominal),
         ("Krippendorff's alpha, ordinal", found.alpha_ordinal),
@@ -41,10 +39,10 @@ def agreement(store: Store = STORE) -> None:
         *((f"Cohen's kappa, {a} and {b}", one) for (a, b), one in found.cohen.items()),
     ):
         value = "–" if one.value is None else f"{one.value:.3f}"
-        table.add_row(label, value, one.note or _interval(vars(one)))
+        rows.append((label, value, one.note or _interval(vars(one))))
     for person, share in (found.reliability or {}).items():
-        table.add_row(f"reliability of {person} (Dawid-Skene)", f"{share:.3f}", "")
-    out.print(table)
+        rows.append((f"reliability of {person} (Dawid-Skene)", f"{share:.3f}", ""))
+    out.print(table_of(("measure", "value", "95% interval"), rows))
 
 
 @app.command("annotators")
@@ -58,10 +56,11 @@ def show_annotators(store: Store = STORE) -> None:
         said = _comparisons(opened)
         known = gold_answers(opened.adjudications(), said)
     records = annotator_quality(said, known)
-    table = Table(
+    header = (
         *("annotator", "labels", "ties", "chose first", "chose longer", "with majority"),
         *("same again", "turned", "gold", "s", "flags"),
     )
+    rows = []
     for one in records:
         rates = (
             *(one.ties, one.first, one.longer, one.agreement),
@@ -69,8 +68,8 @@ def show_annotators(store: Store = STORE) -> None:
         )
         shown = ["–" if rate is None else f"{rate.rate:.2f}" for rate in rates]
         seconds = "–" if one.lead_time is None else f"{one.lead_time:.0f}"
-        table.add_row(one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags))
-    out.print(table)
+        rows.append((one.annotator, str(one.n), *shown, seconds, "; ".join(one.flags)))
+    out.print(table_of(header, rows))
 
 
 def _comparisons(store: FeedbackStore) -> list[Comparison]:

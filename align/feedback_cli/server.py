@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, cast
+from urllib.parse import urlsplit
 
 import typer
-from rich.table import Table
 
 from align.errors import ConfigError, Problem
 from align.feedback_cli.common import (
@@ -20,6 +24,8 @@ from align.feedback_cli.common import (
     connect,
     err,
     out,
+    say,
+    table_of,
     title,
 )
 from align.feedback_cli.scores import read_scores
@@ -43,14 +49,23 @@ def serve(
     from feedback.labelstudio.server import LabelStudioServer
 
     server = LabelStudioServer(data, port, host, local_webhooks=local_webhooks)
-    login = server.start(lambda line: err.print(line, highlight=False))
-    out.print(f"Label Studio: {login.url}", highlight=False)
-    out.print(f"log in as {login.email}, password {login.password}", markup=False, highlight=False)
-    out.print(f"the API token is in {data / 'login.json'}; Ctrl-C stops the server")
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _end)
     try:
+        login = server.start(lambda line: say(line, err))
+        say(f"Label Studio: {login.url}")
+        if host != urlsplit(login.url).hostname:
+            say(f"from other machines: http://{socket.gethostname()}:{port}, if it resolves there")
+        say(f"log in as {login.email}, password {login.password}")
+        say(f"the API token is in {data / 'login.json'}; Ctrl-C stops the server")
         server.wait()
     finally:
         server.stop()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the command as Ctrl-C does: with the server."""
+    raise KeyboardInterrupt
 
 
 @app.command()
@@ -83,8 +98,8 @@ def init(
             client, opened, name, template, annotators=people, overlap=overlap
         ):
             who = f" for {project.annotator}" if project.annotator else ""
-            out.print(f"{client.url}/projects/{project.project}/data{who}", highlight=False)
-        out.print(f"people make their accounts at {client.invitation()}", highlight=False)
+            say(f"{client.url}/projects/{project.project}/data{who}")
+        say(f"people make their accounts at {client.invitation()}")
 
 
 @app.command()
@@ -114,20 +129,19 @@ def push(
             # Ids are hashes: in their order, rounds and gold questions are well mixed.
             items.sort(key=lambda item: item.id)
             report = send(client, opened, project, items, twins=twins)
-            out.print(
+            say(
                 f"{title(project)}: {report.sent} tasks sent, {report.known} known, "
-                f"{report.recovered} recovered, {report.removed} copies removed",
-                highlight=False,
+                f"{report.recovered} recovered, {report.removed} copies removed"
             )
             if report.missing:
-                err.print(
+                say(
                     f"{title(project)}: {report.missing} tasks were deleted on the server. They "
                     "are not sent again; to ask them once more, make a new project.",
-                    highlight=False,
+                    err,
                 )
             if order:
                 count = order_tasks(client, opened, project, order)
-                out.print(f"{title(project)}: {count} tasks in the order of their scores")
+                say(f"{title(project)}: {count} tasks in the order of their scores")
 
 
 @app.command()
@@ -156,10 +170,9 @@ def adjudicate(
     with FeedbackStore(store, create=False) as opened:
         client = connect(url, data)
         project, report = send(client, opened, name, by=cast("Order", by), limit=limit)
-        out.print(
+        say(
             f"{project.name}: {report.sent} disputed pairs sent, {report.known} were there; "
-            f"{client.url}/projects/{project.project}/data",
-            highlight=False,
+            f"{client.url}/projects/{project.project}/data"
         )
 
 
@@ -178,7 +191,8 @@ def status(
     from feedback.store import FeedbackStore
 
     with FeedbackStore(store, create=False) as opened:
-        table = Table("project", "kind", "tasks", "labels", "skips", "quarantined", "read until")
+        header = ("project", "kind", "tasks", "labels", "skips", "quarantined", "read until")
+        rows = []
         reasons: Counter[str] = Counter()
         for project in known_projects(opened, name):
             journal = Journal(opened, project)
@@ -186,17 +200,19 @@ def status(
             aside = Quarantine(journal).open()
             reasons.update(entry["reason"] for entry in aside.values())
             seen = journal.seen_until()
-            table.add_row(
-                title(project),
-                project.kind,
-                str(len(journal.tasks())),
-                str(kinds["annotation"] + kinds["adjudication"]),
-                str(kinds["skip"]),
-                str(len(aside)),
-                f"{seen:%Y-%m-%d %H:%M:%S}" if seen else "never",
+            rows.append(
+                (
+                    title(project),
+                    project.kind,
+                    str(len(journal.tasks())),
+                    str(kinds["annotation"] + kinds["adjudication"]),
+                    str(kinds["skip"]),
+                    str(len(aside)),
+                    f"{seen:%Y-%m-%d %H:%M:%S}" if seen else "never",
+                )
             )
             if show_config:
-                out.print(project.config, markup=False, highlight=False)
-        out.print(table)
+                say(project.config)
+        out.print(table_of(header, rows))
         for reason, count in reasons.most_common():
-            out.print(f"set aside {count}: {reason}", markup=False, highlight=False)
+            say(f"set aside {count}: {reason}")

@@ -1,9 +1,9 @@
 """A Label Studio server of one's own: installed once, started with a generated login.
 
 The server wants package versions of its own, so it lives in its own virtual environment in the
-user's cache. Its data folder holds an SQLite database and `login.json` (readable by its owner
-only); name and token reach the server through its environment, so they are in no log and no process
-list. Leaves out what a public server needs: TLS, PostgreSQL, backups.
+user's cache. Its data folder, which nobody else may read, holds an SQLite database and
+`login.json`; name and token reach the server through its environment, so they are in no log and no
+process list. Leaves out what a public server needs: TLS, PostgreSQL, backups.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ class LabelStudioServer:
         Args:
             folder: database, login and log.
             port: where it listens.
-            host: on which address.
+            host: on which address; 0.0.0.0 is all of this machine's.
             local_webhooks: let it send webhooks to private addresses. Whoever may edit a project
                 could then have it call services of this network.
         """
         self.folder, self.port, self.host = Path(folder), port, host
         self.local_webhooks = local_webhooks
         self.process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
 
     def __enter__(self) -> LabelStudioServer:
         self.start()
@@ -112,22 +113,43 @@ class LabelStudioServer:
         self.stop()
 
     @property
+    def url(self) -> str:
+        """Where programs and people on this machine open it."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    @property
     def login(self) -> Login:
-        """The login of this folder's server, made on first use and kept."""
+        """The login of this folder's server, made on first use and kept.
+
+        The folder is its owner's alone: `login.json` and the database in it hold the token.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         path = self.folder / "login.json"
-        url = f"http://{self.host}:{self.port}"
         if path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return Login(**(kept | {"url": url}))
-        login = Login(url, "admin@align.local", secrets.token_urlsafe(12), secrets.token_hex(20))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            return Login(**(kept | {"url": self.url}))
+        login = Login(
+            self.url, "admin@align.local", secrets.token_urlsafe(12), secrets.token_hex(20)
+        )
+        self._record(login)
+        return login
+
+    def _record(self, login: Login) -> None:
+        """Write the login down for the other commands, whole or not at all."""
+        path = self.folder / "login.json"
+        temporary = path.with_name("login.json.tmp")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(asdict(login), stream)
-        return login
+        os.replace(temporary, path)
 
     def start(self, say: Callable[[str], None] = lambda line: None) -> Login:
         """Start the server and wait until it answers; returns the login.
+
+        The address is written down for the other commands, since it may differ from the last one.
+        Whatever interrupts the start, no server stays behind.
 
         Raises:
             LabelStudioError: the port is taken, the installation failed, the server ended or did
@@ -136,6 +158,7 @@ class LabelStudioServer:
         program = ensure_environment(say)
         self._check_port()
         login = self.login
+        self._record(login)
         environment = os.environ | {
             "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder.resolve()),
             "LABEL_STUDIO_USERNAME": login.email,
@@ -150,37 +173,48 @@ class LabelStudioServer:
         }
         # Only the server's own environment: ours would shadow its packages.
         environment = {k: v for k, v in environment.items() if not k.startswith("PYTHON")}
-        log = self.folder / "server.log"
-        say(f"starting Label Studio on {login.url} (log: {log})")
-        with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                [
-                    str(program),
-                    "start",
-                    "--no-browser",
-                    "--internal-host",
-                    self.host,
-                    "--port",
-                    str(self.port),
-                ],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while not healthy(login.url):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                ended = self.process.poll() is not None
-                self.stop()
-                tail = log.read_text(encoding="utf-8", errors="replace")[-600:]
-                what = "ended" if ended else f"did not answer in {START_SECONDS:.0f} s"
-                raise LabelStudioError(f"Label Studio {what}. Its log ends:\n{tail}")
-            time.sleep(0.5)
+        say(f"starting Label Studio on {login.url} (log: {self.log})")
+        command = [str(program), "start", "--no-browser"]
+        command += ["--internal-host", self.host, "--port", str(self.port)]
+        self.stopped = False
+        try:
+            with self.log.open("ab") as stream:
+                self.process = subprocess.Popen(
+                    command,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            self._await(self.process, login.url)
+        except BaseException:
+            self.stop()
+            raise
         return login
+
+    def _await(self, process: subprocess.Popen[bytes], url: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not healthy(url):
+            if process.poll() is not None:
+                raise LabelStudioError(f"Label Studio ended. {self._tail()}")
+            if time.monotonic() > deadline:
+                raise LabelStudioError(
+                    f"Label Studio did not answer in {START_SECONDS:.0f} s. {self._tail()}"
+                )
+            time.sleep(0.5)
+
+    @property
+    def log(self) -> Path:
+        """What the server prints."""
+        return self.folder / "server.log"
+
+    def _tail(self) -> str:
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return f"Its log ({self.log}) ends:\n{text[-600:]}"
 
     def stop(self, *, hard: bool = False) -> None:
         """End the server and its children; `hard` is kill -9."""
+        self.stopped = True
         if self.process is None:
             return
         for sort in [signal.SIGKILL] if hard else [signal.SIGTERM, signal.SIGKILL]:
@@ -195,9 +229,16 @@ class LabelStudioServer:
         self.process = None
 
     def wait(self) -> None:
-        """Until the server ends."""
-        if self.process is not None:
-            self.process.wait()
+        """Until the server is stopped.
+
+        Raises:
+            LabelStudioError: it ended by itself; the message holds the end of its log.
+        """
+        if self.process is None:
+            return
+        code = self.process.wait()
+        if not self.stopped:
+            raise LabelStudioError(f"Label Studio ended by itself ({code}). {self._tail()}")
 
     def _check_port(self) -> None:
         with socket.socket() as probe:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from align.cli import app
 from align.errors import ConfigError
 from feedback.errors import LabelStudioError
-from feedback.labelstudio.journal import projects
+from feedback.labelstudio.journal import Project, add_project, projects
 from feedback.labelstudio.push import push
 from feedback.store import FeedbackStore
 
@@ -59,16 +59,51 @@ def test_the_whole_way(align, client, store, pairs, label, tmp_path):
 
 
 def test_labels_that_the_server_counts_and_does_not_list_are_an_error(
-    align, server, store, pairs, label, proxied
+    align, server, store, pairs, label, proxied, monkeypatch
 ):
     proxy, patchy, project = proxied
     push(patchy, store, project, pairs(2))
     label(project, pairs(2)[0])
     proxy.faults = [("GET", "/tasks", "hide")] * 4
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", server.login.token)  # the proxy is another address
     pull = ("pull", project.name, "--url", proxy.url, "--data", str(server.folder))
     with pytest.raises(LabelStudioError, match=r"the server counts 1 labels, the store 0.*--full"):
         align(*pull, url=False)
     assert "1 of 1 on the server" in align(*pull, url=False)
+
+
+def test_a_deleted_project_keeps_no_other_from_being_pulled(align, client, store, pairs, label):
+    """Names that look like markup are printed as they are, in lines and in tables."""
+    made = []
+    for name in ("first [/b]", "second [/b]"):
+        align("init", name)
+        made += projects(store, name)
+        push(client, store, made[-1], pairs(1))
+    label(made[1], pairs(1)[0])
+    client.request("DELETE", f"api/projects/{made[0].project}/")
+    with pytest.raises(LabelStudioError, match=r"^first \[/b\]: .*404") as caught:
+        align("pull")
+    assert "second" not in str(caught.value)
+    assert len(store.comparisons()) == 1
+    assert "second [/b]: 0 new" in align("pull", "second [/b]")
+    assert "first [/b]" in align("status", url=False)
+
+
+def test_a_server_is_known_by_either_spelling(align, server, store, pairs, label):
+    align("init", "spelling")
+    (project,) = projects(store, "spelling")
+    there = ("--data", str(server.folder))
+    other = server.login.url.replace("127.0.0.1", "localhost")
+    store.add_items(pairs(1))
+    assert "1 tasks sent" in align("push", "--url", other, *there, url=False)
+    label(project, pairs(1)[0])
+    assert "spelling: 1 new" in align("pull", "--url", other, *there, url=False)
+
+
+def test_a_server_without_projects_of_the_store_is_named(align, store):
+    add_project(store, Project("http://elsewhere:1", 1, "far", "pair", "", "<View/>", "hash"))
+    with pytest.raises(LabelStudioError, match=r"no project on http://127.*only on http://elsew"):
+        align("pull")
 
 
 def test_mistakes_are_named(align, tmp_path):
