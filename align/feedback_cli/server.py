@@ -155,7 +155,10 @@ def adjudicate(
     url: Url = None,
     data: Data = DATA,
 ) -> None:
-    """Ask disputed pairs once more, in a project of their own; the answers settle them."""
+    """Ask disputed pairs once more, in a project of their own; the answers settle them.
+
+    Pairs that one person judged are left out, and those settled beyond doubt.
+    """
     from feedback.labelstudio.adjudicate import adjudicate as send
     from feedback.quality.disagreement import ORDERS
     from feedback.store import FeedbackStore

@@ -38,7 +38,7 @@ def adjudicate(
         client: of the server.
         store: holds the labels.
         name: of the project whose labels are disputed.
-        by: order of the queue, see `disagreement_queue`.
+        by: order of the queue, and which pairs are settled already, see `disagreement_queue`.
         limit: how many pairs at most, the most disputed first.
 
     Returns:

@@ -2,8 +2,8 @@
 
 By `votes`: the entropy of the judgements. By `posterior`: the entropy of the true label given who
 said what (Dawid and Skene), which also finds the pair where one reliable person stands against two
-careless ones, or where only careless ones spoke. Both in [0, 1], 1 being three labels equally
-likely.
+careless ones, or where only careless ones agree. Both in [0, 1], 1 being three labels equally
+likely. What one person judged is no disagreement: more votes are cheaper than an adjudicator.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from feedback.schema import Comparison, Label, Text
 
 Order = Literal["votes", "posterior"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+# A posterior past it is settled: by the model its label is wrong less often than once in twenty.
+BEYOND_DOUBT = 0.95
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def disagreement_queue(
 
     Args:
         comparisons: judgements.
-        by: what to order by. By votes, pairs of one mind are left out; by posterior, none is.
+        by: what to order by. Pairs that one person judged are left out, by votes those of one mind
+            too, and by posterior those of which one label is surer than `BEYOND_DOUBT`.
         done: ids of pairs that were adjudicated already.
         limit: how many at most.
 
@@ -86,8 +89,9 @@ def disagreement_queue(
                 posterior_entropy=doubt.get(pair),
             )
         )
-    if by == "votes":
-        queue = [entry for entry in queue if entry.vote_entropy > 0]
+    # Two labels at the threshold; with three the entropy is greater still, so none is lost.
+    least = 0.0 if by == "votes" else _entropy([BEYOND_DOUBT, 1 - BEYOND_DOUBT])
+    queue = [e for e in queue if sum(e.votes.values()) > 1 and _score(e, by) > least]
     queue.sort(key=lambda entry: (-_score(entry, by), -sum(entry.votes.values()), entry.pair))
     return queue[:limit]
 

@@ -1,5 +1,7 @@
 """Soft labels and the queue for adjudication."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,13 +106,20 @@ def test_the_queue_is_ordered_by_disagreement_and_leaves_the_clear_out() -> None
     assert disagreement_queue([]) == disagreement_queue([], "posterior") == []
 
 
-def test_by_posterior_the_careless_alone_come_before_the_reliable_against_them() -> None:
-    lone = [Comparison("lone", "x", "y", "a", "ann2")]
-    firm = votes("firm", "aab")  # both reliable ones against the careless one
-    queue = disagreement_queue(world() + lone + firm, "posterior")
-    places = [entry.prompt for entry in queue]
-    assert places[0] == "lone"
-    by_name = {entry.prompt: entry for entry in queue}
-    assert by_name["lone"].posterior_entropy > 5 * by_name["firm"].posterior_entropy
-    assert by_name["lone"].vote_entropy == 0
-    assert len(queue) == 42
+def test_by_posterior_what_the_careless_agree_on_is_open_and_what_the_reliable_say_is_not() -> None:
+    draw = random.Random(0)
+    careless = [
+        Comparison(f"w{i}", "x", "y", draw.choice("ab"), f"ann{k}")
+        for i in range(40)
+        for k in (3, 4)
+    ]
+    both = [Comparison("both", "x", "y", "a", f"ann{k}") for k in (3, 4)]
+    said = world() + careless + both
+    said += [Comparison("alone", "x", "y", "a", "ann3")]  # nobody disagreed
+    said += votes("firm", "aab")  # both reliable ones against the careless one
+    said += votes("split", "ab")  # the reliable ones against each other
+    queue = disagreement_queue(said, "posterior")
+    assert {entry.prompt for entry in queue} == {"both", "split"}
+    assert [entry.vote_entropy > 0 for entry in queue if entry.prompt == "both"] == [False]
+    # Half of the world's votes are disputed, and all of its labels are known.
+    assert len(disagreement_queue(said)) > 20
