@@ -95,10 +95,12 @@ def measure(place: Path, login: Login, given: argparse.Namespace) -> Json:
         return found
 
     small = arm("push", "small.db", tasks=given.tasks // 10)
-    pushes: list[tuple[Json, Json, Json]] = []
+    pushes: list[dict[str, Json]] = []
     for turn in range(given.rounds):
-        arms = (("push", f"push{turn}.db"), ("sdk-push", ""), ("raw-push", ""))
-        pushes.append(tuple(arm(name, store) for name, store in arms))  # type: ignore[arg-type]
+        # The database grows with every arm, so each comes first, second and last in turn.
+        names = ["push", "sdk-push", "raw-push"]
+        names = names[turn % 3 :] + names[: turn % 3]
+        pushes.append({name: arm(name, f"push{turn}.db") for name in names})
     client = LabelStudioClient(login.url, login.token, timeout=PATIENCE)
     store_file = place / "push0.db"
     with FeedbackStore(f"sqlite:///{store_file}", create=False) as store:
@@ -132,8 +134,8 @@ def measure(place: Path, login: Login, given: argparse.Namespace) -> Json:
         "annotations": given.annotations,
         "fresh": given.fresh,
         "annotations_per_second": given.annotations / labelled,
-        "push": compared([(ours, sdk) for ours, sdk, _ in pushes]),
-        "push_raw": compared([(ours, raw) for ours, _, raw in pushes]),
+        "push": compared([(one["push"], one["sdk-push"]) for one in pushes]),
+        "push_raw": compared([(one["push"], one["raw-push"]) for one in pushes]),
         "push_tenth": small,
         "first_pull": compared(first),
         "incremental_pull": main_figures,

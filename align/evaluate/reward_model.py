@@ -20,8 +20,9 @@ from align.evaluate.text import plain
 from align.types import RewardFn, Text
 from reward import metrics
 from reward.functions import call_reward
+from reward.preferences import SOFT_LABEL, is_tie
 
-OWN_COLUMNS = {"prompt", "chosen", "rejected", "margin", "weight"}
+OWN_COLUMNS = {"prompt", "chosen", "rejected", "margin", "weight", SOFT_LABEL}
 Row = Mapping[str, Any]
 
 
@@ -216,4 +217,7 @@ def _checked(rows: Iterable[Row]) -> list[Row]:
                 f"{', '.join(sorted(row))}. Fix: load it with align.data.load_splits(..., "
                 "'preference'), which makes the prompt explicit."
             )
-    return pairs
+    decided = [row for row in pairs if not is_tie(row)]  # a tie names no better answer
+    if not decided:
+        raise DataError(f"all {len(pairs)} preferences are ties: no answer is the better one.")
+    return decided

@@ -91,7 +91,13 @@ def run_quickstart(
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(output / "summary.json", summary)
     saved = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    page = build_report(runs, output / "report.html", title="Align quickstart", summary=saved)
+    page = build_report(
+        runs,
+        output / "report.html",
+        title="Align quickstart",
+        summary=saved,
+        feedback=f"sqlite:///{stores[0]}",
+    )
     for line in describe(summary):
         console.print(line, highlight=False)
     return page

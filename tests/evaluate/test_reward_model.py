@@ -149,3 +149,16 @@ def test_errors() -> None:
 
     with pytest.raises(RewardError, match="returned nan"):
         evaluate_reward_model(pairs(3), nan)
+
+
+def test_ties_are_left_out_and_soft_labels_are_no_column_of_the_reward():
+    def score(prompts, completions, **columns):
+        assert not columns
+        return [float(len(text)) for text in completions]
+
+    row = {"prompt": "q", "chosen": "longer", "rejected": "no"}
+    tie = row | {"rejected": "much longer", "soft_label": 0.5}
+    report = evaluate_reward_model([row | {"soft_label": 0.9}, tie], score)
+    assert (report.n, report.accuracy) == (1, 1.0)
+    with pytest.raises(DataError, match="all 1 preferences are ties"):
+        evaluate_reward_model([tie], score)
