@@ -25,6 +25,9 @@ def pull(
     name: Name = None,
     watch: Annotated[float, typer.Option(help="Again every so many seconds; 0 is once.")] = 0,
     full: Annotated[bool, typer.Option(help="Read everything again.")] = False,
+    accept_deletions: Annotated[
+        bool, typer.Option(help="Labels gone from the server were deleted on purpose, all of them.")
+    ] = False,
     webhook: Annotated[
         str | None,
         typer.Option(help="With --watch: URL at which the server reaches us, to look sooner."),
@@ -40,16 +43,20 @@ def pull(
 
     if webhook and not watch:
         raise ConfigError([Problem("--webhook", "needs --watch.", "add --watch 60, say.")])
+
+    def look() -> list[str]:
+        return pull_once(opened, chosen(opened, name, url, data), full, accept_deletions)
+
     with FeedbackStore(store, create=False) as opened:
         if not watch:
-            problems = pull_once(opened, chosen(opened, name, url, data), full)
+            problems = look()
             if problems:
                 raise LabelStudioError("\n".join(problems))
             return
         with waiting(webhook, chosen(opened, name, url, data) if webhook else []) as wait:
             while True:
                 try:
-                    for problem in pull_once(opened, chosen(opened, name, url, data), full):
+                    for problem in look():
                         say(problem, err)
                 except DoubtfulError as error:
                     # A watch outlives the server.
@@ -58,7 +65,10 @@ def pull(
 
 
 def pull_once(
-    store: FeedbackStore, projects: list[tuple[LabelStudioClient, Project]], full: bool
+    store: FeedbackStore,
+    projects: list[tuple[LabelStudioClient, Project]],
+    full: bool,
+    accept_deletions: bool,
 ) -> list[str]:
     """Pull each project and say what came; what went wrong with any, in words.
 
@@ -70,7 +80,7 @@ def pull_once(
     problems = []
     for client, project in projects:
         try:
-            report = receive(client, store, project, full=full)
+            report = receive(client, store, project, full=full, accept_deletions=accept_deletions)
         except LabelStudioError as error:
             problems.append(f"{title(project)}: {error}")
             continue

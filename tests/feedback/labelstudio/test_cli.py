@@ -113,3 +113,19 @@ def test_mistakes_are_named(align, tmp_path):
         align("init", "kinds", "--kind", "stars")
     with pytest.raises(ConfigError, match="LABEL_STUDIO_API_KEY: is not set"):
         align("push", "--data", str(tmp_path), url=False)
+
+
+def test_labels_deleted_on_purpose(align, client, store, pairs, label):
+    store.add_items(pairs(22))
+    align("init", "spring clean")
+    align("push", "spring clean")
+    (project,) = projects(store, "spring clean")
+    for item in pairs(22):
+        label(project, item)
+    align("pull", "spring clean")
+    for task in client.tasks(project.project, fields=("id",)):
+        client.delete_task(task["id"])
+    with pytest.raises(LabelStudioError, match=r"spring clean.*22 of 22 labels are gone"):
+        align("pull", "spring clean")
+    assert "22 deleted" in align("pull", "spring clean", "--accept-deletions")
+    assert store.comparisons() == []
