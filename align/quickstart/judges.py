@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.errors import ConfigError, Problem
 from align.quickstart.annotators import annotators
 from align.quickstart.gold import gold_score
+from align.quickstart.person import MARK, asking_order, lacking
 from align.quickstart.world import World
 from align.stages.common import console
 from feedback.errors import LabelStudioError
@@ -75,6 +77,7 @@ def label_studio_judge(
 
     people = annotators(world.seed)
     items = store.items("pair")
+    # `run_quickstart` refuses a folder whose server a person labelled at.
     shutil.rmtree(folder / "label-studio", ignore_errors=True)  # of an earlier run, like the store
     with serving(folder) as (client, login):
         projects = create_projects(
@@ -133,10 +136,12 @@ def annotate(
 def human_judge(store: FeedbackStore, world: World, folder: Path, *, enough: int = ENOUGH) -> None:
     """You judge, in Label Studio; goes on when `enough` labels are in the store.
 
-    What was labelled before an interruption is still there, and counts.
+    What was labelled before an interruption is still there, and counts. Whoever skips many tasks
+    gets more of them.
 
     Raises:
-        LabelStudioError: the server fails.
+        ConfigError: there are fewer pairs than labels asked for.
+        LabelStudioError: the server fails, or every pair is done and the labels do not suffice.
     """
     from feedback.labelstudio.client import DoubtfulError
     from feedback.labelstudio.journal import projects
@@ -145,10 +150,17 @@ def human_judge(store: FeedbackStore, world: World, folder: Path, *, enough: int
     from feedback.labelstudio.push import push
     from feedback.labelstudio.templates import Template
 
+    items = asking_order(store.items("pair"))
+    if enough > len(items):
+        what = f"is {enough}, and there are {len(items)} pairs to judge."
+        raise ConfigError([Problem("--labels", what, f"give {len(items)} or fewer.")])
+    asked = items[: 2 * enough]
+    (folder / "label-studio").mkdir(parents=True, exist_ok=True)
+    (folder / "label-studio" / MARK).touch()
     with serving(folder) as (client, login):
         known = [made for made in projects(store, "quickstart") if made.server == client.url]
         (project,) = known or create_projects(client, store, "quickstart", Template("pair"))
-        push(client, store, project, store.items("pair")[: 2 * enough])
+        push(client, store, project, asked)
         console.rule("your turn")
         console.print(f"open {login.url}/projects/{project.project}/data", highlight=False)
         console.print(
@@ -157,18 +169,33 @@ def human_judge(store: FeedbackStore, world: World, folder: Path, *, enough: int
             markup=False,
             highlight=False,
         )
-        kept = -1
-        while kept < enough:
+        shown = ""
+        while True:
             try:
                 pull(client, store, project)
             except DoubtfulError as error:  # busy; whatever it has, it has later too
                 console.print(str(error), markup=False, highlight=False)
-            now = store.counts().comparisons
-            if now != kept:
-                console.print(f"{now} of {enough} labels", highlight=False)
-            kept = now
-            if kept < enough:
-                time.sleep(LOOK_SECONDS)
+            said = store.comparisons()
+            missing = lacking(said, enough)
+            line = f"{len(said)} of {enough} labels"
+            if missing and len(said) >= enough:
+                line += f"; {missing} are needed"
+            if line != shown:
+                console.print(line, highlight=False)
+            if not missing:
+                return
+            shown = line
+            if {item.id for item in asked} <= {one.item.id for one in store.standing()}:
+                if len(asked) == len(items):
+                    again = f"align feedback serve --data {folder / 'label-studio'}"
+                    raise LabelStudioError(
+                        f"all {len(items)} pairs are labelled or skipped, and {missing} are "
+                        "needed. What you labelled is kept. Fix: give fewer --labels, or label "
+                        f"skipped tasks at the server: {again}."
+                    )
+                asked = items[: len(asked) + enough]
+                push(client, store, project, asked)
+            time.sleep(LOOK_SECONDS)
 
 
 JUDGES: dict[str, Judge] = {

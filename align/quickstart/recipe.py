@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from align.config import STAGES, load_config
-from align.data import prompt_key
-from align.data.split import split_of
 from align.engine.models import load_policy
 from align.errors import ConfigError, Problem
 from align.evaluate.reward_model import evaluate_reward_model
 from align.evaluate.significance import seeds_interval
 from align.quickstart.judges import JUDGES, Judge, human_judge, human_labels
+from align.quickstart.person import LEAST_LABELS, belongs_to_person, held_out
 from align.quickstart.pretrain import make_base_model
 from align.quickstart.world import World
 from align.report import build_report
@@ -41,7 +40,6 @@ CONFIGS = Path(str(files("align.quickstart") / "configs"))
 PAIRS = 4200  # prompts whose two sampled answers people compare
 DEMONSTRATIONS = 1500
 TEST_PROMPTS = 300
-HOLDOUT = 0.15  # of the pairs, by prompt; the stages' configs hold the same number
 
 
 def run_quickstart(
@@ -60,7 +58,8 @@ def run_quickstart(
         labels: how many a human judge is to give; the default is `judges.ENOUGH`.
 
     Raises:
-        ConfigError: no such judge, no seed, or a folder with labels that a person made.
+        ConfigError: no such judge, no seed, a number of labels that cannot be, or a folder with
+            labels or a server of a person.
     """
     problems = []
     if judge not in JUDGES:
@@ -68,13 +67,19 @@ def run_quickstart(
         problems.append(Problem("--judge", f"{judge!r} is not available.", f"use {known}."))
     if not seeds:
         problems.append(Problem("--seeds", "is empty.", "give at least one number."))
-    if labels is not None and (judge != "human" or labels < 1):
+    if labels is not None and (judge != "human" or not LEAST_LABELS <= labels <= PAIRS):
         what = f"is {labels}, and the judge is {judge!r}."
-        problems.append(Problem("--labels", what, "give 1 or more, with --judge human."))
+        fix = f"give {LEAST_LABELS} to {PAIRS}, with --judge human."
+        problems.append(Problem("--labels", what, fix))
     stores = [output / f"seed-{seed}" / "data" / "feedback.db" for seed in seeds]
     kept = [store for store in stores if store.is_file() and human_labels(store)]
     if kept and judge != "human":
         what = f"{kept[0]} holds labels that a person made, and this run would replace them."
+        problems.append(Problem("--output", what, "choose another folder."))
+    served = [output / f"seed-{seed}" for seed in seeds]
+    served = [folder for folder in served if belongs_to_person(folder)]
+    if served and not kept and judge != "human":
+        what = f"{served[0]} holds a server that a person labels at, and this run would replace it."
         problems.append(Problem("--output", what, "choose another folder."))
     if problems:
         raise ConfigError(problems)
@@ -117,14 +122,15 @@ def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
         stage("sft", folder, seed, [f"model.path={base}", f"data.train={demonstrations}"])
     url = f"sqlite:///{data / 'feedback.db'}"
     with phase("feedback", seconds):
-        if not human_labels(data / "feedback.db"):
+        # Labels that were not pulled yet are at the server, which the store must still know.
+        if not human_labels(data / "feedback.db") and not belongs_to_person(folder):
             (data / "feedback.db").unlink(missing_ok=True)
         with FeedbackStore(url) as store:
             issue_pairs(store, sft, world, seed)
             judge(store, world, folder)
             comparisons = store.comparisons()
-    held_out = [c for c in comparisons if held_out_prompt(c)]
-    judged = write_jsonl(data / "holdout.jsonl", preference_rows(held_out, aggregate=False))
+    validation = [c for c in comparisons if held_out(c.prompt)]
+    judged = write_jsonl(data / "holdout.jsonl", preference_rows(validation, aggregate=False))
     policy = [f"model.path={sft}"]
     with phase("reward", seconds):
         stage("reward", folder, seed, [*policy, f"data.train={url}"])
@@ -149,7 +155,7 @@ def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
         "seed": seed,
         "win_rates": evaluation["win_rates"],
         "models": evaluation["models"],
-        "reward_model": judge_reward_model(folder / "reward" / "model", judged, held_out),
+        "reward_model": judge_reward_model(folder / "reward" / "model", judged, validation),
         "annotators": {
             "comparisons": len(comparisons),
             "consistency": vars(pairwise_agreement(comparisons)),
@@ -183,19 +189,14 @@ def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int
             )
 
 
-def held_out_prompt(comparison: Comparison) -> bool:
-    """Whether the stages keep this prompt for validation (they split by the same hash)."""
-    return split_of(prompt_key(comparison.prompt), HOLDOUT, 0.0, 0) == "validation"
-
-
-def judge_reward_model(path: Path, rows: Path, held_out: list[Comparison]) -> dict[str, Any]:
+def judge_reward_model(path: Path, rows: Path, validation: list[Comparison]) -> dict[str, Any]:
     """The reward model on single judgements of held-out pairs, beside people's own consistency."""
     model = RewardModel.load(path, normalise=False)
     report = evaluate_reward_model(
         [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()],
         lambda prompts, completions, **columns: model.score(prompts, completions),
     )
-    consistency = pairwise_agreement(held_out)
+    consistency = pairwise_agreement(validation)
     return report.as_dict() | {"annotator_consistency": vars(consistency)}
 
 

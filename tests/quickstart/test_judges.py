@@ -10,10 +10,11 @@ import time
 import pytest
 
 from align.errors import ConfigError
-from align.quickstart import judges
+from align.quickstart import judges, person
 from align.quickstart.gold import gold_score
 from align.quickstart.recipe import run_quickstart
 from align.quickstart.world import Fact, World
+from feedback.errors import LabelStudioError
 from feedback.labelstudio.journal import projects
 from feedback.labelstudio.server import healthy
 from feedback.labelstudio.session import AnnotatorSession, pair_result
@@ -58,33 +59,67 @@ def test_annotators_at_label_studio_say_what_they_saw(issued, monkeypatch):
         assert one.label == ("a" if a > b else "b")
 
 
-def test_a_person_is_waited_for_and_never_overwritten(issued):
+def test_a_person_is_waited_for_and_never_overwritten(issued, monkeypatch):
+    """Skips bring more tasks; an interruption loses nothing; an end without labels says so."""
     folder, store, world = issued
+    monkeypatch.setattr(judges, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(person, "LEAST_DECIDED", 1)
 
-    def person():
-        login = folder / "label-studio" / "login.json"
-        while not (login.is_file() and projects(store, "quickstart")):
-            time.sleep(0.2)
-        kept = json.loads(login.read_text())
-        assert healthy(kept["url"])
-        with AnnotatorSession(kept["url"], kept["email"], kept["password"]) as desk:
-            desk.log_in()
-            (project,) = projects(store, "quickstart")
-            while (task := desk.next_task(project.project)) is None:
+    def work(skips: int, labels: int) -> threading.Thread:
+        """Somebody who skips so many tasks and then labels so many, once the server is up."""
+
+        def label() -> None:
+            login = folder / "label-studio" / "login.json"
+            while not (login.is_file() and projects(store, "quickstart")):
                 time.sleep(0.2)
-            for _ in range(3):
-                desk.submit(task["id"], pair_result("a1", reason="clearer"))
-                task = desk.next_task(project.project)
+            kept = json.loads(login.read_text())
+            while not healthy(kept["url"]):
+                time.sleep(0.2)
+            with AnnotatorSession(kept["url"], kept["email"], kept["password"]) as desk:
+                desk.log_in()
+                (project,) = projects(store, "quickstart")
+                for number in range(skips + labels):
+                    while (task := desk.next_task(project.project)) is None:
+                        time.sleep(0.2)
+                    if number < skips:
+                        desk.submit(task["id"], [], skip=True)
+                    else:
+                        desk.submit(task["id"], pair_result("a1", reason="clearer"))
 
-    someone = threading.Thread(target=person, daemon=True)
-    someone.start()
+        someone = threading.Thread(target=label, daemon=True)
+        someone.start()
+        return someone
+
+    someone = work(skips=4, labels=3)  # of six tasks at first
     judges.human_judge(store, world, folder, enough=3)
     someone.join()
     assert [one.reason for one in store.comparisons()] == ["clearer"] * 3
-    judges.human_judge(store, world, folder, enough=3)  # interrupted, and begun again
-    assert len(store.comparisons()) == 3
+    assert {person.held_out(one.prompt) for one in store.comparisons()} == {True, False}
+    someone = work(skips=5, labels=0)
+    with pytest.raises(LabelStudioError, match="all 12 pairs are labelled or skipped, and 1 more"):
+        judges.human_judge(store, world, folder, enough=4)
+    someone.join()
+    assert (len(store.comparisons()), store.counts().skips) == (3, 9)
+    with pytest.raises(ConfigError, match="--labels: is 13, and there are 12 pairs to judge"):
+        judges.human_judge(store, world, folder, enough=13)
     with pytest.raises(ConfigError, match="holds labels that a person made"):
         run_quickstart(folder.parent, seeds=[0])
+
+
+def test_labels_that_were_not_pulled_yet_are_not_replaced(tmp_path):
+    """They are at the server only, so a store without any proves nothing."""
+    mark = tmp_path / "seed-0" / "label-studio" / person.MARK
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    for judge in ("simulated", "label-studio"):
+        with pytest.raises(ConfigError, match=r"--output: .*seed-0 holds a server that a person"):
+            run_quickstart(tmp_path, judge=judge, seeds=[0])
+
+
+@pytest.mark.parametrize("labels", [0, person.LEAST_LABELS - 1, 1_000_000])
+def test_a_number_of_labels_that_cannot_do_is_refused(tmp_path, labels: int):
+    with pytest.raises(ConfigError, match=rf"--labels: is {labels}, .* give 10 to 4200"):
+        run_quickstart(tmp_path, judge="human", seeds=[0], labels=labels)
 
 
 def test_judges_that_cannot_be(tmp_path):
