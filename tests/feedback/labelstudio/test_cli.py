@@ -72,6 +72,30 @@ def test_labels_that_the_server_counts_and_does_not_list_are_an_error(
     assert "1 of 1 on the server" in align(*pull, url=False)
 
 
+def test_a_watch_says_what_is_missing_and_goes_on(
+    server, store, pairs, label, proxied, monkeypatch
+):
+    proxy, patchy, project = proxied
+    push(patchy, store, project, pairs(2))
+    label(project, pairs(2)[0])
+    proxy.faults = [("GET", "/tasks", "hide")] * 4
+    looks = []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr("align.feedback_cli.pull.time.sleep", wait)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", server.login.token)
+    watch = ["feedback", "pull", project.name, "--watch", "60", "--url", proxy.url]
+    result = CliRunner().invoke(app, [*watch, "--store", store.url])
+    assert isinstance(result.exception, InterruptedError)
+    said = " ".join(result.output.split())
+    assert "the server counts 1 labels, the store 0. Fix: pull again" in said
+    assert said.endswith("1 of 1 on the server")
+
+
 def test_a_deleted_project_keeps_no_other_from_being_pulled(align, client, store, pairs, label):
     """Names that look like markup are printed as they are, in lines and in tables."""
     made = []
