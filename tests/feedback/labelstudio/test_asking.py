@@ -112,6 +112,7 @@ def test_a_hook_wakes_the_watch_and_a_lost_one_loses_nothing(
         assert hook.wait(30)
         later.join()
         assert pull(client, store, project).new == 1
+        assert not hook.wait(0.2)  # one label, one look
     assert client.request("GET", "api/webhooks/", params={"project": project.project}) == []
     label(project, items[1])  # nobody listens any more
     assert pull(client, store, project).new == 1
