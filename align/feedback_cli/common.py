@@ -102,7 +102,8 @@ def place(url: str) -> tuple[str, int | None]:
 
 def say(text: str, console: Console = out) -> None:
     """Print text as it is: names of projects and people may look like Rich's markup."""
-    console.print(text, markup=False, highlight=False)
+    # Terminals wrap lines themselves, and addresses stay in one piece.
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

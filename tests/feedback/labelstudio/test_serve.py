@@ -46,6 +46,16 @@ def until(condition, seconds: float = 200) -> None:
         time.sleep(0.2)
 
 
+def next_lines(process: subprocess.Popen[str], last: str) -> str:
+    """What a command prints up to the line that holds `last`; the test's time-out ends the wait."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if last in line:
+            return said
+    raise AssertionError(said)
+
+
 @pytest.fixture
 def serve(tmp_path):
     """`serve(port)`: a running `align feedback serve` on a folder of the test's own."""
@@ -91,13 +101,14 @@ def test_a_server_ends_with_its_command(serve, tmp_path, free_port):
     (tmp_path / "ls").chmod(0o755)  # as an older version left it
     running = serve(second, "--host", "0.0.0.0")
     url = f"http://127.0.0.1:{second}"
-    until(lambda: healthy(url))
+    said = next_lines(running, "Ctrl-C stops the server")
+    assert healthy(url)
     assert json.loads(login.read_text()) == kept | {"url": url}
     assert stat.S_IMODE((tmp_path / "ls").stat().st_mode) == 0o700
     assert stat.S_IMODE(login.stat().st_mode) == 0o600
     for process in servers(second):
         os.kill(process, signal.SIGKILL)
-    said, _ = running.communicate(timeout=60)
+    said += running.communicate(timeout=60)[0]
     assert running.returncode == 10
     assert f"Label Studio: {url}" in said
     assert "from other machines: http://" in said
