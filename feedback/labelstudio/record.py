@@ -195,8 +195,7 @@ class Recorder:
                 raws=[raw for *_, raw in batch.said],
                 adjudicated=self.project.role == "adjudication",
             )
-        for item, person, name, raw in batch.skips:
-            self.store.add_skip(item, person, annotation=name, raw=raw)
+        self.store.add_skips(batch.skips)
         report.skipped += sum(last.get(name, {}).get("raw") != r for *_, name, r in batch.skips)
         report.quarantined += self.quarantine.add((why, raw) for _, why, raw in batch.refused)
         self.aside |= {name: {"reason": why, "raw": raw} for name, why, raw in batch.refused}
