@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,7 +51,7 @@ def record_judgements(
         known.get(name) or item_of_judgement(judgement)
         for name, judgement in zip(named, said, strict=True)
     ]
-    insert_new_items(connection, {item.id: asdict(item) for item in items})
+    insert_new_items(connection, {item.id: vars(item) for item in items})
     stored = find_items(connection, list({item.id for item in items}))
     kind = "adjudication" if adjudicated else "annotation"
     rows = []

@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -116,7 +116,7 @@ class FeedbackStore:
 
     def add_items(self, items: Iterable[Item]) -> int:
         """Issue items of any kind in one transaction; returns how many were new."""
-        rows = {item.id: asdict(item) for item in items}
+        rows = {item.id: vars(item) for item in items}
         return self.write(lambda connection: insert_new_items(connection, rows))
 
     def add_comparison(

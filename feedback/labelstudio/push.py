@@ -15,10 +15,11 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from feedback.errors import LabelStudioError
-from feedback.labelstudio.client import DoubtfulError, LabelStudioClient, condition
+from feedback.labelstudio.client import DoubtfulError, Json, LabelStudioClient, condition
 from feedback.labelstudio.journal import Batch, Journal, Project
 from feedback.labelstudio.projects import check_config
 from feedback.labelstudio.tasks import item_of_key, task_data, task_keys
@@ -49,7 +50,7 @@ def push(
     items: Iterable[Item],
     *,
     twins: bool = False,
-    batch_size: int = 1000,
+    batch_size: int = 2000,
     wait: Callable[[float], None] = time.sleep,
     progress: Callable[[int], None] = lambda sent: None,
 ) -> PushReport:
@@ -74,7 +75,8 @@ def push(
         check_config(client, project)
         journal, report = Journal(store, project), PushReport()
         for batch in journal.open_batches():
-            tasks, removed = _send(client, journal, batch, wait, doubtful=True)
+            data = _stored(store, batch.keys)
+            tasks, removed = _send(client, journal, batch, data, wait, doubtful=True)
             journal.confirm(batch, tasks)
             report.recovered += len(tasks)
             report.removed += removed
@@ -86,22 +88,48 @@ def push(
             counted -= removed
         report.missing = max(len(known) - counted, 0)
         after = max(known.values(), default=0)
-        for wanted in _batches(items, project, twins, batch_size):
-            new = {key: item for key, item in wanted.items() if key not in known}
-            report.known += len(wanted) - len(new)
-            if not new:
-                continue
-            batch = Batch(uuid.uuid4().hex, tuple(new), after)
-            store.add_items(new.values())
-            journal.plan(batch)
-            tasks, removed = _send(client, journal, batch, wait)
-            journal.confirm(batch, tasks)
-            known |= tasks
-            after = max(after, *tasks.values())
-            report.sent += len(tasks)
-            report.removed += removed
-            progress(report.sent)
+        ready = _ready(store, _batches(items, project, twins, batch_size), set(known), report)
+        with ThreadPoolExecutor(1) as ahead:  # a batch is made ready while the last is imported
+            upcoming = ahead.submit(next, ready, None)
+            while (waiting := upcoming.result()) is not None:
+                upcoming = ahead.submit(next, ready, None)
+                batch = Batch(uuid.uuid4().hex, tuple(waiting), after)
+                journal.plan(batch)
+                tasks, removed = _send(client, journal, batch, waiting, wait)
+                journal.confirm(batch, tasks)
+                after = max(after, *tasks.values())
+                report.sent += len(tasks)
+                report.removed += removed
+                progress(report.sent)
     return report
+
+
+def _ready(
+    store: FeedbackStore,
+    batches: Iterable[dict[str, Item]],
+    known: set[str],
+    report: PushReport,
+) -> Iterator[dict[str, Json]]:
+    """The data of the tasks that are not known yet, batch by batch, their items in the store."""
+    for wanted in batches:
+        new = {key: item for key, item in wanted.items() if key not in known}
+        report.known += len(wanted) - len(new)
+        if new:
+            known |= new.keys()
+            store.add_items(new.values())
+            yield _stored(store, new)
+
+
+def _stored(store: FeedbackStore, keys: Iterable[str]) -> dict[str, Json]:
+    """The data of tasks by key, from the store's own items.
+
+    An id does not say in which order answers are stored and shown, and labels are turned back by
+    what the store says.
+    """
+    wanted = list(keys)
+    with store.reading() as connection:
+        items = find_items(connection, list({item_of_key(key) for key in wanted}))
+    return {key: task_data(items[item_of_key(key)], key) for key in wanted}
 
 
 def settle(
@@ -141,18 +169,15 @@ def _send(
     client: LabelStudioClient,
     journal: Journal,
     batch: Batch,
+    data: Mapping[str, Json],
     wait: Callable[[float], None],
     *,
     doubtful: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Send a batch until the server has all of it; task numbers by key, and copies deleted.
 
-    What is sent are the store's own items: an id does not say in which order answers are stored
-    and shown, and labels are turned back by what the store says. A `doubtful` batch may be there
-    already, in part or whole: look first.
+    A `doubtful` batch may be there already, in part or whole: look first.
     """
-    with journal.store.reading() as connection:
-        items = find_items(connection, list({item_of_key(key) for key in batch.keys}))
     missing, found, removed = list(batch.keys), dict[str, int](), 0
     if doubtful:
         found, removed = settle(client, journal, batch, wait)
@@ -161,8 +186,7 @@ def _send(
             return found, removed
     for attempt in range(ATTEMPTS):
         try:
-            data = [task_data(items[item_of_key(key)], key) for key in missing]
-            numbers = client.import_tasks(journal.project.project, data)
+            numbers = client.import_tasks(journal.project.project, [data[key] for key in missing])
             if len(numbers) != len(missing):
                 raise DoubtfulError(
                     f"Label Studio at {client.url}: {len(missing)} tasks sent, {len(numbers)} "
