@@ -179,6 +179,8 @@ pulls_table = sa.Table(
     sa.Column("server", AnyText, nullable=False),
     sa.Column("project", sa.Integer, nullable=False, index=True),
     sa.Column("seen_until", UTCDateTime, nullable=False),  # greatest updated_at of a task read
+    # Those read shortly before that: task number -> its updated_at
+    sa.Column("recent", Json, nullable=False),
     sa.Column("recorded_at", UTCDateTime, nullable=False),
     sqlite_autoincrement=True,
 )

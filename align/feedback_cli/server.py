@@ -202,7 +202,7 @@ def status(
             kinds = journal.counts()
             aside = Quarantine(journal).open()
             reasons.update(entry["reason"] for entry in aside.values())
-            seen = journal.seen_until()
+            seen = journal.seen().until
             rows.append(
                 (
                     title(project),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -47,6 +47,14 @@ class Batch:
     batch: str
     keys: tuple[str, ...]
     after: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How far pulls have read."""
+
+    until: datetime | None = None  # the greatest `updated_at` of a task that was read
+    recent: Mapping[int, str] = field(default_factory=dict)  # `updated_at` of those just before
 
 
 class Journal:
@@ -102,15 +110,23 @@ class Journal:
 
         self.store.write(write)
 
-    def seen_until(self) -> datetime | None:
-        """The greatest `updated_at` of the tasks read so far."""
-        query = self.of(sa.select(sa.func.max(pulls_table.c.seen_until)), pulls_table)
+    def seen(self) -> Seen:
+        """How far the last pull came."""
+        query = self.of(sa.select(pulls_table), pulls_table)
         with self.store.reading() as connection:
-            return connection.scalar(query)
+            last = query.order_by(pulls_table.c.position.desc()).limit(1)
+            row = connection.execute(last).mappings().first()
+        if row is None:
+            return Seen()
+        return Seen(row["seen_until"], {int(n): moment for n, moment in row["recent"].items()})
 
-    def saw(self, moment: datetime) -> None:
-        """Everything up to this `updated_at` was read and recorded."""
-        row = self.here | {"seen_until": moment, "recorded_at": datetime.now(UTC)}
+    def saw(self, until: datetime, recent: Mapping[int, str] | None = None) -> None:
+        """Everything up to this `updated_at` was read and recorded, see `Seen`."""
+        row = self.here | {
+            "seen_until": until,
+            "recent": {str(number): moment for number, moment in (recent or {}).items()},
+            "recorded_at": datetime.now(UTC),
+        }
         self.store.write(lambda connection: connection.execute(sa.insert(pulls_table).values(row)))
 
     def standing(self, items: list[str]) -> dict[str, dict[str, Any]]:

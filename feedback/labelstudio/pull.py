@@ -1,7 +1,9 @@
 """Annotations back into the store: complete, once each, whatever is done to them on the server.
 
-A pull reads the tasks whose `updated_at` is newer than what was read before, less an overlap for
-transactions that commit late, and only those with labels. The store adds nothing for what it has.
+A pull reads the labelled tasks whose `updated_at` is newer than what was read before. Transactions
+may commit late, so it also lists what changed shortly before that, which is cheap, and reads what
+it does not know by that `updated_at`: the server saves an annotation first and its task's moment
+after, so whoever saw the moment saw the annotation. The store adds nothing for what it has.
 Deletions leave no trace but a task with fewer labels, so each pull compares the project's own
 count with the store's, looks for what is gone where the store has more, and reads everything again
 where it has less: the check that nothing is lost is part of every pull.
@@ -9,7 +11,7 @@ where it has less: the check that nothing is lost is part of every pull.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from feedback.labelstudio.client import Json, LabelStudioClient, condition
@@ -19,6 +21,7 @@ from feedback.labelstudio.record import PullReport, Recorder
 from feedback.store import FeedbackStore
 
 OVERLAP = timedelta(minutes=2)
+MANY_LATE = 20  # tasks that are cheaper read together with all that changed since
 # Half the time that all fields take. The names are those of a task and of its annotations, of which
 # none is left out: events keep them as they came.
 TASK = (
@@ -57,41 +60,67 @@ def pull(
             that lost many labels at once; what was recorded until then stays.
     """
     recorder = Recorder(client, store, project)
-    report, seen = recorder.report, recorder.journal.seen_until()
-    since = None if full or seen is None else seen - overlap
-    before = _count(check_config(client, project))
-    read = [_read(recorder, since, batch_size, progress)]
+    report, seen = recorder.report, recorder.journal.seen()
+    since = None if full or seen.until is None else seen.until - overlap
+    counts = check_config(client, project)
+    before = _count(counts)
+
+    def read(conditions: Sequence[Json] = ()) -> dict[int, str]:
+        """Record the labelled tasks that fit conditions; their `updated_at` by number."""
+        found: dict[int, str] = {}
+        batch: list[Json] = []
+        for task in _labelled(recorder, conditions, TASK, skips=True):
+            batch.append(task)
+            found[task["id"]] = task["updated_at"]
+            if len(batch) == batch_size:
+                recorder.record(batch)
+                batch = []
+                progress(report.tasks)
+        recorder.record(batch)
+        return found
+
+    if since is None or seen.until is None:
+        known = read()
+    else:
+        known = _list(recorder, since, skips=counts["skips"] > 0)
+        changed = {n for n, moment in known.items() if seen.recent.get(n) != moment}
+        late = {n for n in changed if _moment(known[n]) <= seen.until}
+        if len(late) > MANY_LATE:
+            known |= read([newer_than(since)])
+        else:
+            if changed - late:
+                known |= read([newer_than(seen.until)])
+            for number in sorted(late):
+                known |= read([condition("id", "equal", "Number", number)])
     _settle(recorder, before, since, accept_deletions)
     if report.kept < report.least and since is not None:
-        read.append(_read(recorder, None, batch_size, progress))
+        known |= read()
         _settle(recorder, before, None, accept_deletions)
-    newest = max((moment for moment in read if moment is not None), default=None)
-    if newest is not None and newest != seen:
-        recorder.journal.saw(newest)
+    newest = max(map(_moment, known.values()), default=None)
+    if newest is not None:
+        recent = {n: moment for n, moment in known.items() if _moment(moment) > newest - overlap}
+        if (newest, recent) != (seen.until, seen.recent):
+            recorder.journal.saw(newest, recent)
     return report
 
 
-def _read(
-    recorder: Recorder, since: datetime | None, size: int, progress: Callable[[int], None]
-) -> datetime | None:
-    """Record the labelled tasks that changed after a moment; the newest change."""
-    number = recorder.project.project
-    newer = [] if since is None else [newer_than(since)]
-    newest: datetime | None = None
-    batch: list[Json] = []
-    for labels in ("total_annotations", "cancelled_annotations"):
-        labelled = condition(labels, "greater", "Number", 0)
-        conditions = [*newer, labelled]
-        for task in recorder.client.tasks(number, conditions, fields=TASK):
-            batch.append(task)
-            moment = datetime.fromisoformat(task["updated_at"])
-            newest = moment if newest is None else max(newest, moment)
-            if len(batch) == size:
-                recorder.record(batch)
-                batch = []
-                progress(recorder.report.tasks)
-    recorder.record(batch)
-    return newest
+def _list(recorder: Recorder, since: datetime, *, skips: bool) -> dict[int, str]:
+    """`updated_at` of the labelled tasks that changed after a moment, by number."""
+    fields = ("id", "updated_at")
+    listed = _labelled(recorder, [newer_than(since)], fields, skips=skips)
+    return {task["id"]: task["updated_at"] for task in listed}
+
+
+def _labelled(
+    recorder: Recorder, conditions: Sequence[Json], fields: Sequence[str], *, skips: bool
+) -> Iterator[Json]:
+    """The tasks that fit conditions and have labels, or skips; a task with both comes twice."""
+    kinds = ["total_annotations", *["cancelled_annotations"] * skips]
+    for kind in kinds:
+        labelled = condition(kind, "greater", "Number", 0)
+        yield from recorder.client.tasks(
+            recorder.project.project, [*conditions, labelled], fields=fields
+        )
 
 
 def _settle(recorder: Recorder, before: int, since: datetime | None, accept: bool) -> None:
@@ -111,6 +140,10 @@ def _settle(recorder: Recorder, before: int, since: datetime | None, accept: boo
 def newer_than(moment: datetime) -> Json:
     """The condition on a task's `updated_at`."""
     return condition("updated_at", "greater", "Datetime", moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+
+
+def _moment(updated_at: str) -> datetime:
+    return datetime.fromisoformat(updated_at)
 
 
 def _count(counts: dict[str, int]) -> int:

@@ -114,7 +114,7 @@ JOURNAL = {  # a row for each table that the store itself does not write
     },
     "pushes": {"batch": "b", "state": "planned", "after": 0, "keys": []},
     "tasks": {"key": "k", "item": pair_id(CHAT, ONE.response_a, ONE.response_b), "task": 1},
-    "pulls": {"seen_until": NOW},
+    "pulls": {"seen_until": NOW, "recent": {}},
     "quarantine": {"fingerprint": "f", "reason": "r", "raw": {}},
 }
 

@@ -42,7 +42,7 @@ def test_a_pull_that_read_too_far_heals_itself(client, store, labelled, label):
     project, items, _ = labelled
     label(project, items[3])
     journal = Journal(store, project)
-    journal.saw(journal.seen_until() + timedelta(days=1))  # a clock that jumped, say
+    journal.saw(journal.seen().until + timedelta(days=1))  # a clock that jumped, say
     report = pull(client, store, project)
     assert (report.new, report.complete) == (1, True)
 

@@ -176,7 +176,7 @@ def test_a_late_commit_inside_the_overlap_is_not_missed(client, store, make_proj
     pull(client, store, project)
     client.update_annotation(number, result=[_choice("tie")])  # no count betrays this one
     journal = Journal(store, project)
-    journal.saw(journal.seen_until() + timedelta(seconds=60))  # as if others were newer
+    journal.saw(journal.seen().until + timedelta(seconds=60))  # as if others were newer
     assert pull(client, store, project).updated == 1
     assert [c.label for c in store.comparisons()] == ["tie"]
 
