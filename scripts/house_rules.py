@@ -1,7 +1,7 @@
 """Rules of this repository that no linter knows: `python scripts/house_rules.py`.
 
-Source files have at most 350 lines; every configuration file loads; the changelog knows the version;
-no file holds the path of somebody's machine.
+Source files have at most 350 lines; every configuration file loads; the changelog knows the
+version; no file holds the path of somebody's machine.
 """
 
 from __future__ import annotations
