@@ -29,6 +29,7 @@ __all__ = [
     "Problem",
     "RewardError",
     "RunError",
+    "SamplerError",
 ]
 
 
@@ -62,6 +63,12 @@ class RunError(AlignError, RuntimeError):
     """A run directory is in use, belongs to another configuration, or cannot be continued."""
 
     exit_code = 8
+
+
+class SamplerError(AlignError, RuntimeError):
+    """An inference engine failed, hung, or does not have the weights it was sent."""
+
+    exit_code = 11
 
 
 class Interrupted(AlignError):  # noqa: N818 - an outcome, not a fault

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedback.schema import Messages, Text
 from reward.functions import RewardFn
 
-__all__ = ["Experience", "Messages", "RewardFn", "Rollout", "Sampler", "Text"]
+__all__ = ["Experience", "Messages", "RewardFn", "Rollout", "Sampler", "SyncedSampler", "Text"]
 
 
 @dataclass
@@ -29,10 +29,14 @@ class Rollout:
     prompt_mask: Tensor  # (B, T-A) int64, 1 on real prompt tokens
     completion_ids: Tensor  # (B, A) int64, right-padded
     mask: Tensor  # (B, A) float32, 1 on sampled tokens, the end-of-turn token included
-    logprobs: Tensor  # (B, A) float32, log-probability of each token under the sampler
+    logprobs: Tensor  # (B, A) float32, log-probability of each token under the sampler; 0 elsewhere
     finished: Tensor  # (B,) bool, True where the completion ended by itself
     columns: dict[str, list[Any]] = field(default_factory=dict)  # further dataset columns, length B
     temperature: float = 1.0  # the temperature the tokens were drawn (and scored) with
+    # (B, A) float32, 1 on all tokens of the completion. An environment's replies between a model's
+    # turns are in it and not in `mask`. None: the model wrote all of it, and this is `mask`.
+    real: Tensor | None = None
+    version: int = 0  # updates of the policy before these were drawn
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -45,7 +49,8 @@ class Rollout:
     @property
     def attention_mask(self) -> Tensor:
         """1 on real tokens, (B, T) int64."""
-        return torch.cat([self.prompt_mask, self.mask.to(self.prompt_mask.dtype)], dim=1)
+        real = self.mask if self.real is None else self.real
+        return torch.cat([self.prompt_mask, real.to(self.prompt_mask.dtype)], dim=1)
 
 
 @dataclass
@@ -95,4 +100,25 @@ class Sampler(Protocol):
 
     def __call__(self, prompts: list[Text], group_size: int = 1, **columns: list[Any]) -> Rollout:
         """P prompts in, P * group_size rollouts out, a prompt's completions side by side."""
+        ...
+
+
+@runtime_checkable
+class SyncedSampler(Sampler, Protocol):
+    """A sampler with weights of its own (vLLM), which the trainer brings over before it samples."""
+
+    def sync(self, policy: nn.Module, version: int) -> dict[str, float]:
+        """Take over the policy's weights; what to log about it.
+
+        Args:
+            policy: what is being trained, a PEFT wrapper included.
+            version: updates so far; the rollouts that follow carry it.
+
+        Raises:
+            SamplerError: the weights did not arrive within the time-out, or not whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the engine; harmless to repeat."""
         ...

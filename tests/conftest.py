@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from align.types import Rollout
 
 torch.set_num_threads(1)
 
+NOBODY = 65534
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Please send the parcel to my office before noon.",
@@ -29,6 +32,23 @@ SENTENCES = [
     "Where is my order? It should have come on Monday.",
     "Thank you, that solved the problem.",
 ]
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that this process cannot write, as root neither: root is nobody until the end."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o555)
+        if root:
+            os.seteuid(NOBODY)
+        try:
+            yield place
+        finally:
+            if root:
+                os.seteuid(0)
+            place.chmod(0o700)
 
 
 @pytest.fixture(scope="session")

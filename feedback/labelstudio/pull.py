@@ -69,7 +69,7 @@ def pull(
         """Record the labelled tasks that fit conditions; their `updated_at` by number."""
         found: dict[int, str] = {}
         batch: list[Json] = []
-        for task in _labelled(recorder, conditions, TASK, skips=True):
+        for task in _labelled(recorder, conditions, TASK, skips=counts["skips"] > 0):
             batch.append(task)
             found[task["id"]] = task["updated_at"]
             if len(batch) == batch_size:

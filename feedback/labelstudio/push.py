@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from feedback.errors import LabelStudioError
@@ -29,6 +29,8 @@ from feedback.schema import Item
 from feedback.store import FeedbackStore
 
 ATTEMPTS = 6  # at one batch, waiting 1, 2, 4, ... seconds between
+FIRST = 500  # tasks in the first request: the server is soon at work while more are made ready
+BATCH_CHARACTERS = 16_000_000  # of a request's texts: servers refuse bodies of 250 MB
 SETTLE = 1.0  # seconds between two looks that must agree: the server may still be importing
 
 
@@ -50,7 +52,7 @@ def push(
     items: Iterable[Item],
     *,
     twins: bool = False,
-    batch_size: int = 2000,
+    batch_size: int = 4000,
     wait: Callable[[float], None] = time.sleep,
     progress: Callable[[int], None] = lambda sent: None,
 ) -> PushReport:
@@ -62,7 +64,7 @@ def push(
         project: where to.
         items: of the project's kind.
         twins: ask pairs a second time with the answers turned.
-        batch_size: tasks a request.
+        batch_size: tasks a request, fewer where their texts are long.
         wait: sleeps between attempts.
         progress: called with the number of tasks sent so far.
 
@@ -72,16 +74,18 @@ def push(
         StoreError: another process is pushing to this project.
     """
     with exclusive(store, f"push to project {project.project} of {project.server}"):
-        check_config(client, project)
+        counted = check_config(client, project)["tasks"]
         journal, report = Journal(store, project), PushReport()
-        for batch in journal.open_batches():
+        doubtful = journal.open_batches()
+        for batch in doubtful:
             data = _stored(store, batch.keys)
             tasks, removed = _send(client, journal, batch, data, wait, doubtful=True)
             journal.confirm(batch, tasks)
             report.recovered += len(tasks)
             report.removed += removed
         known = journal.tasks()
-        counted = check_config(client, project)["tasks"]
+        if doubtful:
+            counted = check_config(client, project)["tasks"]
         if counted > len(known):
             removed = _remove_copies(client, project.project, known)
             report.removed += removed
@@ -89,18 +93,24 @@ def push(
         report.missing = max(len(known) - counted, 0)
         after = max(known.values(), default=0)
         ready = _ready(store, _batches(items, project, twins, batch_size), set(known), report)
-        with ThreadPoolExecutor(1) as ahead:  # a batch is made ready while the last is imported
-            upcoming = ahead.submit(next, ready, None)
+        confirmed: Future[None] | None = None
+        # While the server imports a batch, the last is confirmed and the next made ready.
+        with ThreadPoolExecutor(1) as beside:
+            upcoming = beside.submit(next, ready, None)
             while (waiting := upcoming.result()) is not None:
-                upcoming = ahead.submit(next, ready, None)
                 batch = Batch(uuid.uuid4().hex, tuple(waiting), after)
                 journal.plan(batch)
+                upcoming = beside.submit(next, ready, None)
                 tasks, removed = _send(client, journal, batch, waiting, wait)
-                journal.confirm(batch, tasks)
+                if confirmed is not None:
+                    confirmed.result()
+                confirmed = beside.submit(journal.confirm, batch, tasks)
                 after = max(after, *tasks.values())
                 report.sent += len(tasks)
                 report.removed += removed
                 progress(report.sent)
+            if confirmed is not None:
+                confirmed.result()
     return report
 
 
@@ -116,8 +126,11 @@ def _ready(
         report.known += len(wanted) - len(new)
         if new:
             known |= new.keys()
-            store.add_items(new.values())
-            yield _stored(store, new)
+            given = {item.id: item for item in new.values()}
+            if store.add_items(given.values()) == len(given):  # the store's own are these
+                yield {key: task_data(given[item_of_key(key)], key) for key in new}
+            else:
+                yield _stored(store, new)
 
 
 def _stored(store: FeedbackStore, keys: Iterable[str]) -> dict[str, Json]:
@@ -255,6 +268,19 @@ def _batches(
     Whoever gets a pair and its twin one after the other remembers what they said.
     """
     batch: dict[str, Item] = {}
+    characters, most = 0, min(size, FIRST)
+    for key, item in _keyed(items, project, twins):
+        characters += len(str(item.prompt)) + sum(map(len, item.responses))
+        batch[key] = item
+        if len(batch) >= most or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters, most = {}, 0, size
+    if batch:
+        yield batch
+
+
+def _keyed(items: Iterable[Item], project: Project, twins: bool) -> Iterator[tuple[str, Item]]:
+    """(task key, item) of every task, in the order they are asked."""
     asked: list[Item] = []
     for item in items:
         if item.kind != project.kind:
@@ -262,17 +288,8 @@ def _batches(
                 f"item {item.id} is a {item.kind}; project {project.name!r} asks for "
                 f"{project.kind}s. Fix: push it to a project of its kind."
             )
-        batch[item.id] = item
+        yield item.id, item
         if twins:
             asked.append(item)
-        if len(batch) >= size:
-            yield batch
-            batch = {}
     for item in asked:
-        for key in task_keys(item, twins=True)[1:]:
-            batch[key] = item
-        if len(batch) >= size:
-            yield batch
-            batch = {}
-    if batch:
-        yield batch
+        yield from ((key, item) for key in task_keys(item, twins=True)[1:])

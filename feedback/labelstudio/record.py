@@ -56,11 +56,11 @@ class Recorder:
     """Writes one project's annotations into the store."""
 
     def __init__(self, client: LabelStudioClient, store: FeedbackStore, project: Project):
-        """Look up who is who and what is set aside."""
+        """Look up what is set aside."""
         self.client, self.store, self.project = client, store, project
         self.journal = Journal(store, project)
         self.quarantine = Quarantine(self.journal)
-        self.users = client.users()
+        self.users: dict[int, str] = {}
         self.aside = self.quarantine.open()
         self.report = PullReport()
 
@@ -120,7 +120,7 @@ class Recorder:
     def _person(self, number: int | None, last: dict[str, Any] | None) -> str:
         """Who annotated: the e-mail of the account, also when the account is gone since."""
         if number is not None and number not in self.users:
-            self.users |= self.client.users()  # somebody who joined during this pull
+            self.users |= self.client.users()  # the first one, or who joined during this pull
         known = self.users.get(number) if number is not None else None
         if known is None and last is not None:
             return str(last["annotator"])

@@ -64,7 +64,7 @@ def test_labels_that_the_server_counts_and_does_not_list_are_an_error(
     proxy, patchy, project = proxied
     push(patchy, store, project, pairs(2))
     label(project, pairs(2)[0])
-    proxy.faults = [("GET", "/tasks", "hide")] * 4
+    proxy.faults = [("GET", "/tasks", "hide")] * 2
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", server.login.token)  # the proxy is another address
     pull = ("pull", project.name, "--url", proxy.url, "--data", str(server.folder))
     with pytest.raises(LabelStudioError, match=r"the server counts 1 labels, the store 0.*--full"):
@@ -78,7 +78,7 @@ def test_a_watch_says_what_is_missing_and_goes_on(
     proxy, patchy, project = proxied
     push(patchy, store, project, pairs(2))
     label(project, pairs(2)[0])
-    proxy.faults = [("GET", "/tasks", "hide")] * 4
+    proxy.faults = [("GET", "/tasks", "hide")] * 2
     looks = []
 
     def wait(seconds: float) -> None:

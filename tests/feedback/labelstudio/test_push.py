@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,28 @@ def test_a_twin_does_not_follow_its_pair(client, store, make_project, pairs):
     push(client, store, project, items, twins=True, batch_size=4)
     keys = [task["data"]["key"] for task in client.tasks(project.project, fields=("id", "data"))]
     assert keys == [item.id for item in items] + [item.id + TWIN for item in items]
+
+
+def test_requests_are_bounded_by_tasks_and_by_text(client, store, make_project, pairs, monkeypatch):
+    project, items, sizes = make_project(), pairs(20), []
+    send = client.import_tasks
+
+    def counted(number, data):
+        sizes.append(len(data))
+        return send(number, data)
+
+    monkeypatch.setattr(client, "import_tasks", counted)
+    monkeypatch.setattr("feedback.labelstudio.push.FIRST", 3)
+    push(client, store, project, items[:12], batch_size=5)
+    assert sizes == [3, 5, 4]
+    sizes.clear()
+    text = sum(len(answer) for answer in items[12].responses) + len(str(items[12].prompt))
+    monkeypatch.setattr("feedback.labelstudio.push.BATCH_CHARACTERS", 2 * text - 4)
+    report = push(client, store, project, items, batch_size=5)
+    assert (sizes, report.known) == ([2, 2, 2, 2], 12)
+    assert Counter(task["data"]["key"] for task in client.tasks(project.project)) == Counter(
+        item.id for item in items
+    )
 
 
 def test_annotators_are_added_later_and_nobody_gets_a_second_project(client, store):
