@@ -27,7 +27,8 @@ from align.engine.models import load_policy
 from align.errors import ConfigError, DataError, Problem, RunError
 from align.evaluate.generate import seeded
 from align.prompts import as_conversations, check_context
-from align.rollout.transformers import TransformersSampler, end_ids, evaluating, pad_id, pad_left
+from align.rollout.base import pad_id, pad_left
+from align.rollout.transformers import TransformersSampler, end_ids, evaluating
 from align.types import Text
 
 

@@ -17,7 +17,7 @@ import torch
 
 from align.errors import DataError, ModelError
 from align.evaluate.cache import BatchCache, cache_file, cache_key
-from align.rollout.transformers import pad_left
+from align.rollout.base import pad_left
 from align.types import Rollout, Sampler, Text
 
 Progress = Callable[[str, int, int], None]  # (what, prompts done, prompts in all)

@@ -18,7 +18,8 @@ from align.engine.head import causal_lm, completion_logprobs
 from align.errors import DataError, ModelError
 from align.evaluate.significance import Interval, bootstrap_interval
 from align.ppo.kl import estimate_kl
-from align.rollout.transformers import evaluating, pad_left
+from align.rollout.base import pad_left
+from align.rollout.transformers import evaluating
 from align.types import Rollout
 
 

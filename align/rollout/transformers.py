@@ -25,6 +25,7 @@ from transformers.generation.logits_process import (
 from align.data.tokens import encode_prompt, end_of_turn_id
 from align.engine.head import causal_lm, has_virtual_tokens, position_ids
 from align.errors import ModelError
+from align.rollout.base import like, pad_id, pad_left
 from align.types import Rollout, Text
 
 SHRINK_AT = 0.75  # drop finished rows once fewer than this share of the rows is still running
@@ -220,25 +221,6 @@ def build_warpers(top_k: int, top_p: float, min_p: float) -> LogitsProcessorList
     return warpers
 
 
-def like(prompt: Text, text: str) -> Text:
-    """A completion in the form of its prompt: text, or one assistant message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token's id.
-
-    Raises:
-        ModelError: the tokenizer has no padding token.
-    """
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            "the tokenizer has no padding token. Fix: load it with align.engine.models."
-            "load_tokenizer, which adds one that is not the end-of-sequence token."
-        )
-    return int(tokenizer.pad_token_id)
-
-
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token id that ends a completion.
 
@@ -253,19 +235,6 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     configured = getattr(generation, "eos_token_id", None)
     found |= set(configured) if isinstance(configured, list | tuple) else {configured}
     return sorted(int(token) for token in found if token is not None)
-
-
-def pad_left(
-    rows: list[list[int]], padding: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, each (rows, longest) int64, padded on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), padding, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)
 
 
 @contextmanager
