@@ -41,10 +41,17 @@ class Evaluation:
 
 
 class ActorCritic(nn.Module):
-    """A causal language model with a value head on its own or a second backbone."""
+    """A causal language model with a value head on its own or a second backbone, or with none.
+
+    Advantages that need no critic (RLOO, GRPO, REINFORCE++) train a policy with none: its values
+    are zeros.
+    """
 
     def __init__(
-        self, policy: nn.Module, value_head: nn.Linear, value_backbone: nn.Module | None = None
+        self,
+        policy: nn.Module,
+        value_head: nn.Linear | None,
+        value_backbone: nn.Module | None = None,
     ):
         super().__init__()
         self.policy = policy
@@ -81,6 +88,8 @@ class ActorCritic(nn.Module):
         logprobs, entropy = completion_logprobs(
             self.policy, input_ids, attention_mask, mask, temperature, with_entropy, hidden
         )
+        if self.value_head is None:
+            return Evaluation(logprobs, entropy, torch.zeros_like(logprobs))
         states = hidden
         if self.value_backbone is not None:
             states = backbone_states(self.value_backbone, input_ids, attention_mask)
@@ -100,7 +109,7 @@ class ActorCritic(nn.Module):
 
     def value_parameters(self) -> list[nn.Parameter]:
         """The critic's own parameters: its head, and its backbone where it has one."""
-        own = list(self.value_head.parameters())
+        own = list(self.value_head.parameters()) if self.value_head is not None else []
         return own + (list(self.value_backbone.parameters()) if self.value_backbone else [])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -132,7 +141,9 @@ class ActorCritic(nn.Module):
         """Nothing to do: tied tensors stay one tensor. transformers calls it after loading."""
 
     def save_value(self, folder: Path) -> None:
-        """Write the critic beside a saved policy, for a later run to continue from."""
+        """Write the critic, if any, beside a saved policy, for a later run to continue from."""
+        if self.value_head is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         state = {f"value_head.{k}": v.contiguous() for k, v in self.value_head.state_dict().items()}
         if self.value_backbone is not None:
@@ -149,13 +160,17 @@ def build_actor_critic(
     Args:
         policy: causal language model, a PEFT wrapper included.
         backbone: "shared" reads the policy's hidden states; "separate" copies its backbone (or
-            takes the reward model's).
+            takes the reward model's); "none" is no critic at all.
         init: "zero", or a reward model's directory: the head then starts as its normalised score.
 
     Raises:
         ModelError: virtual-token PEFT with a shared backbone, or a reward model of another width.
     """
     base = causal_lm(policy)
+    if backbone == "none":
+        module = ActorCritic(policy, None)
+        disable_dropout(module)
+        return module
     width = base.config.get_text_config().hidden_size
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
