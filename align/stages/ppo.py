@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from align.config.sections import (
     PeftSection,
-    RewardSourceSection,
     RolloutSection,
     ValueSection,
 )
@@ -44,10 +43,9 @@ from align.stages.preflight import (
     loading,
     model_fault,
 )
+from align.stages.rewards import check_rewards, open_reward
 from align.stages.sft import sequence_nll, sft_examples
 from align.types import RewardFn, Rollout
-from reward.functions import load_reward_function, reward_name
-from reward.model import CONFIG_KEY, RewardModel
 
 
 def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
@@ -184,53 +182,6 @@ def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
         raise ConfigError(problems)
 
 
-def check_rewards(sections: list[RewardSourceSection]) -> None:
-    """Every reward names one thing, reward models carry their statistics, functions import.
-
-    Raises:
-        ConfigError: with every problem found, before any weights are read.
-        RewardError: a function cannot be imported.
-    """
-    problems = []
-    for index, section in enumerate(sections):
-        where = f"reward.{index}"
-        if (section.path is None) == (section.function is None):
-            what = "names both a path and a function" if section.path else "names nothing"
-            problems.append(Problem(where, f"{what}.", "set either `path` or `function`."))
-            continue
-        if section.path is None:
-            continue
-        fault = model_fault(section.path)
-        if fault:
-            what = f"no reward model: {section.path} {fault[0]}"
-            problems.append(Problem(f"{where}.path", what, fault[1]))
-            continue
-        try:
-            saved = AutoConfig.from_pretrained(section.path)
-        except (OSError, ValueError):
-            problems.append(
-                Problem(
-                    f"{where}.path",
-                    f"no reward model at {section.path}.",
-                    "run `align reward` first, or check the path.",
-                )
-            )
-            continue
-        if section.normalise and not getattr(saved, CONFIG_KEY, None):
-            problems.append(
-                Problem(
-                    f"{where}.path",
-                    f"{section.path} carries no normalisation statistics.",
-                    "train it with `align reward`, which saves them, or set normalise: false.",
-                )
-            )
-    if problems:
-        raise ConfigError(problems)
-    for section in sections:
-        if section.function:
-            load_reward_function(section.function)
-
-
 def check_value(value: ValueSection, peft: PeftSection | None) -> None:
     """The critic can start from what `value.init` names.
 
@@ -253,15 +204,6 @@ def check_value(value: ValueSection, peft: PeftSection | None) -> None:
         problems.append(Problem("value.backbone", what, "use separate."))
     if problems:
         raise ConfigError(problems)
-
-
-def open_reward(section: RewardSourceSection) -> tuple[str, RewardFn]:
-    """A reward's name and function."""
-    if section.function:
-        function = load_reward_function(section.function)
-        return reward_name(function), function
-    model = RewardModel.load(str(section.path), normalise=section.normalise)
-    return model.name, model
 
 
 def policy_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
