@@ -195,3 +195,38 @@ class TrackingSection(Section):
     ] = ["tensorboard"]
     project: str = "align"
     non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch
+AlarmName = Literal[
+    "reward_hacking",
+    "kl_runaway",
+    "entropy_collapse",
+    "dead_critic",
+    "stale_rollouts",
+    "eos_collapse",
+    "length_explosion",
+    "length_collapse",
+    "degenerate_groups",
+]
+
+
+class StopSection(Section):
+    """What ends a run early, with a checkpoint and the model saved; nothing by default."""
+
+    kl_budget: float | None = Field(default=None, gt=0)  # nats per answer
+    lower_bound_drop: float | None = Field(default=None, gt=0)  # of the ensemble, below its best
+    on: Annotated[list[AlarmName], BeforeValidator(_as_list)] = Field(default_factory=list)
+
+
+class SignalsSection(Section):
+    """What raises an alarm; the defaults' false alarms are measured (docs/signals.md)."""
+
+    enabled: bool = True
+    level: float = Field(default=0.9999, gt=0.5, lt=1)  # confidence of each single test
+    kl_limit: float | None = Field(default=None, gt=0)  # nats per answer; unset: only its growth
+    entropy_fraction: float = Field(default=0.2, ge=0, lt=1)  # of the start
+    explained_variance: float = Field(default=0.05, lt=1)
+    critic_warmup: int = Field(default=10, ge=0)  # logged updates in which a critic may be bad
+    max_age: float = Field(default=2.0, ge=0)  # updates between sampling and training weights
+    length_growth: float = Field(default=2.0, gt=1)  # times the start
+    stop: StopSection = Field(default_factory=StopSection)
+
+

@@ -18,6 +18,7 @@ from align.config.sections import (
     RolloutSection,
     RunSection,
     Section,
+    SignalsSection,
     TrackingSection,
     ValueSection,
 )
@@ -73,6 +74,7 @@ class PPOStage(TrainingStage):
     reward: list[RewardSourceSection] = Field(min_length=1)
     rollout: RolloutSection = Field(default_factory=RolloutSection)
     value: ValueSection = Field(default_factory=ValueSection)
+    signals: SignalsSection = Field(default_factory=SignalsSection)
 
 
 class EvaluateStage(StageConfig):

@@ -1,6 +1,6 @@
 """What watches a training run: metrics, progress, non-finite values, signals.
 
-`FiniteMixin` overrides `compute_loss`; the rest are callbacks. Leaves out alarms on reward hacking.
+`FiniteMixin` overrides `compute_loss`; the rest are callbacks. Leaves out alarms: `align.signals`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -153,11 +153,14 @@ class StopCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Writes metrics.jsonl and draws the progress of a run."""
+    """Writes metrics.jsonl and draws the progress of a run; `note` adds words of another's."""
 
-    def __init__(self, run: Run, console: Console | None = None):
+    def __init__(
+        self, run: Run, console: Console | None = None, note: Callable[[], str] | None = None
+    ):
         self.run = run
         self.console = console or Console(stderr=True)
+        self.note = note
         self.progress: Progress | None = None
         self.task: Any = None
         self.last = (time.perf_counter(), 0.0)
@@ -239,7 +242,10 @@ class MetricsCallback(TrainerCallback):
             if isinstance(value, int | float) and label not in parts:
                 digits = f"{value:,.0f}" if label == "tok/s" else f"{value:.3g}"
                 parts[label] = f"{label} {digits}"
-        text = "  ".join(parts.values())
+        shown = list(parts.values())
+        if shown and self.note is not None and (words := self.note()):
+            shown.append(words)
+        text = "  ".join(shown)
         if self.progress is not None and self.console.is_terminal:
             self.progress.update(self.task, metrics=text)
         elif text:

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
 
 from align.config.load import resolve_trainer_args, trainer_class_of
-from align.config.sections import GuardSection, ModelSection
+from align.config.sections import GuardSection, ModelSection, SignalsSection
 from align.config.stages import TrainingStage
 from align.data import Splits, fit_length, load_splits
 from align.data.rows import Kind
@@ -33,6 +33,8 @@ from align.engine.tokenizer import load_tokenizer
 from align.errors import ConfigError, Interrupted, MissingDependencyError, Problem
 from align.run import Run, fingerprint, write_json
 from feedback.agreement import wilson
+from align.signals import Limits, StopRules, Watch
+from align.signals.callback import SignalsCallback
 
 console = Console(stderr=True)
 
@@ -206,13 +208,15 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     """
     keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # we rotate
     trainer.finite_folder, trainer.non_finite = run.path, config.tracking.non_finite
-    signals, metrics = StopSignals(), MetricsCallback(run, console)
+    signals, watch = StopSignals(), watch_of(config, run)
+    metrics = MetricsCallback(run, console, watch.note if watch else None)
     lineage = {"run": run.path.name, "parents": run.record.get("parents", [])}
 
     def state() -> dict[str, Any]:
         guards = [guard.state_dict() for guard in trainer.guards]  # two may share a name
         extra = trainer.extra_state() if hasattr(trainer, "extra_state") else {}
-        return {"guards": guards, "trainer": extra}
+        return {"guards": guards, "trainer": extra, "signals": watch and watch.state_dict()}
+        *([watch] if watch else []),
 
     callbacks: list[TrainerCallback] = [
         GradientCheck(config.tracking.non_finite),
@@ -223,11 +227,11 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
-    checkpoint = _resume_point(trainer, run) if resume else None
+    checkpoint = _resume_point(trainer, run, watch) if resume else None
     check_space(run.path, _checkpoint_bytes(trainer))
     try:
         with signals.listening(), disk_errors(run.path):
-            if checkpoint and _finished(checkpoint):
+            if checkpoint and (_finished(checkpoint) or (watch and watch.stopped)):
                 _load_finished(trainer, checkpoint)
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -235,6 +239,8 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         metrics.close()
     if signals.received:
         step = trainer.state.global_step
+    if watch and watch.stopped:
+        run.finish(stopped=watch.stopped)
         raise Interrupted(
             f"stopped by {signals.received} after step {step}; the checkpoint is in "
             f"{run.checkpoints}. Continue with the same command and --resume."
@@ -243,7 +249,17 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
 
 
-def _resume_point(trainer: Any, run: Run) -> Path | None:
+def watch_of(config: TrainingStage, run: Run) -> SignalsCallback | None:
+    """The alarms of a stage that has a `signals` section, unless it is off."""
+    section: SignalsSection | None = getattr(config, "signals", None)
+    if section is None or not section.enabled:
+        return None
+    limits = Limits(**section.model_dump(exclude={"enabled", "stop"}))
+    rules = StopRules(section.stop.kl_budget, section.stop.lower_bound_drop, (*section.stop.on,))
+    return SignalsCallback(run, Watch(limits), rules, console)
+
+
+def _resume_point(trainer: Any, run: Run, watch: SignalsCallback | None) -> Path | None:
     checkpoint, passed = newest_valid(run.checkpoints)
     for reason in passed:
         run.warn(f"passed over: {reason}")
@@ -252,6 +268,8 @@ def _resume_point(trainer: Any, run: Run) -> Path | None:
         console.print("no checkpoint yet: starting from the beginning")
         return None
     state = load_state(checkpoint, trainer.args.process_index)
+    if watch and state.get("signals"):
+        watch.load_state_dict(state["signals"])
     for guard, saved in zip(trainer.guards, state["guards"], strict=True):
         guard.load_state_dict(saved)
     if hasattr(trainer, "load_extra_state"):

@@ -1,0 +1,158 @@
+"""Trends, bends and means of a noisy series, each with an interval.
+
+Least squares. The updates of one run are correlated, so errors are inflated by what the lag-1
+autocorrelation of the residuals says (Wilks 1997, Journal of Climate 10, "Resampling hypothesis
+tests for autocorrelated fields", eq. 10: n' = n (1 - r) / (1 + r)), after r is corrected for the
+bias that fitting a line gives it (Kendall 1954, Biometrika 41).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+MOST_CORRELATION = 0.9  # above it a window this short says nothing about a trend
+LEAST_POINTS = 8
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line through a window of points."""
+
+    since: int  # first step of the window
+    start: float  # the line at the first step
+    end: float  # the line at the last step
+    low: float  # interval of end - start
+    high: float
+
+    @property
+    def change(self) -> float:
+        """What the line rises by over the window."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A parabola through a window of points."""
+
+    since: int
+    start: float
+    end: float
+    slope_start: float  # per step, at the first third's middle
+    slope_end: float  # at the last third's middle
+    low: float  # interval of the second-order coefficient, in units of the window's length
+    high: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def trend(
+    steps: Sequence[int],
+    values: Sequence[float],
+    level: float = 0.99,
+    before: Sequence[float] = (),
+) -> Trend:
+    """The line through N >= 8 points and the interval of its rise.
+
+    Args:
+        steps: (N,) ascending.
+        values: (N,) finite.
+        level: confidence level of the interval.
+        before: what came before the window, if anything; a short window by itself tells little
+            about how correlated its points are.
+
+    Raises:
+        ValueError: fewer than 8 points.
+    """
+    fitted, design, half = _fit(steps, values, 1, level, before)
+    line = design @ fitted
+    change = float(fitted[1])  # the coordinate runs over 1
+    low, high = change - float(half[1]), change + float(half[1])
+    return Trend(int(steps[0]), float(line[0]), float(line[-1]), low, high)
+
+
+def bend(steps: Sequence[int], values: Sequence[float], level: float = 0.99) -> Bend:
+    """The parabola through N >= 8 points and the interval of its bend.
+
+    Raises:
+        ValueError: fewer than 8 points.
+    """
+    fitted, design, half = _fit(steps, values, 2, level)
+    curve = design @ fitted
+    span = steps[-1] - steps[0]
+    slopes = [(fitted[1] + 2 * fitted[2] * at) / span for at in (-1 / 3, 1 / 3)]
+    square = float(fitted[2])
+    return Bend(
+        int(steps[0]),
+        float(curve[0]),
+        float(curve[-1]),
+        float(slopes[0]),
+        float(slopes[1]),
+        square - half[2],
+        square + half[2],
+    )
+
+
+def mean(values: Sequence[float], level: float = 0.99) -> Mean:
+    """The mean of N >= 2 points with Student's t-interval.
+
+    Raises:
+        ValueError: fewer than 2 points.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 points; got {len(values)}.")
+    y = np.asarray(values, dtype=np.float64)
+    half = float(stats.t.ppf(0.5 + level / 2, len(y) - 1) * y.std(ddof=1) / math.sqrt(len(y)))
+    return Mean(float(y.mean()), float(y.mean()) - half, float(y.mean()) + half)
+
+
+def _fit(
+    steps: Sequence[int],
+    values: Sequence[float],
+    degree: int,
+    level: float,
+    before: Sequence[float] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients, design (N, degree + 1) and half intervals; steps run from -1/2 to 1/2."""
+    count = len(values)
+    if count < LEAST_POINTS:
+        raise ValueError(f"a trend needs at least {LEAST_POINTS} points; got {count}.")
+    x = np.asarray(steps, dtype=np.float64)
+    y = np.asarray(values, dtype=np.float64)
+    x = (x - (x[0] + x[-1]) / 2) / (x[-1] - x[0])
+    design = np.vander(x, degree + 1, increasing=True)
+    inverse = np.linalg.inv(design.T @ design)
+    fitted = inverse @ design.T @ y
+    residuals = y - design @ fitted
+    correlation = _autocorrelation(residuals, degree)
+    if len(before) >= LEAST_POINTS:
+        longer = np.concatenate([before, y])
+        at = np.linspace(-0.5, 0.5, len(longer))
+        bent = longer - np.polyval(np.polyfit(at, longer, 2), at)
+        correlation = max(correlation, _autocorrelation(bent, 2))
+    inflation = (1 + correlation) / (1 - correlation)
+    variance = float(residuals @ residuals) / (count - degree - 1) * inflation
+    effective = max(2.0, count / inflation - degree - 1)
+    half = stats.t.ppf(0.5 + level / 2, effective) * np.sqrt(variance * np.diag(inverse))
+    return fitted, design, half
+
+
+def _autocorrelation(residuals: np.ndarray, degree: int) -> float:
+    """Lag-1 autocorrelation of a fit's residuals, corrected for the fit; 0 to 0.9."""
+    count, total = len(residuals), float(residuals @ residuals)
+    if total <= 0:
+        return 0.0
+    r = float(residuals[1:] @ residuals[:-1]) / total
+    r = (count * r + degree + 1) / (count - 2 * (degree + 1))  # Kendall's correction
+    return min(max(r, 0.0), MOST_CORRELATION)
