@@ -131,13 +131,50 @@ class NormalisationSection(Section):
     temperature: float = Field(default=1.0, gt=0)
 
 
+class WeightScheduleSection(Section):
+    """A reward's weight moves from `weight` to `to`, and stays there."""
+
+    kind: Literal["linear", "cosine"] = "linear"
+    to: float = Field(allow_inf_nan=False)
+    updates: int = Field(gt=0)  # PPO updates that it takes
+    start: int = Field(default=0, ge=0)  # the update at which it begins to move
+
+
 class RewardSourceSection(Section):
-    """One reward: a trained reward model's directory, or a function `module:function`."""
+    """One reward: a reward model's directory, several as an ensemble, or a `module:function`."""
 
     path: str | None = None
+    ensemble: list[str] | None = Field(default=None, min_length=2)  # reward models' directories
     function: str | None = None
+    kwargs: dict[str, Any] = Field(default_factory=dict)  # fixed arguments of the function
+    name: str | None = None  # in metrics; default: the model's or function's own
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    normalise: bool = True  # a reward model's saved statistics; PPO refuses a model without them
+    schedule: WeightScheduleSection | None = None
+    # true: a reward model's saved statistics (PPO refuses a model without) and a function as it is
+    normalise: bool | Literal["running", "group"] = True
+    clip: float | None = Field(default=None, gt=0)  # to [-clip, clip], once normalised
+    gold: bool = False  # logged as gold/<name>, never trained on
+    mode: Literal["mean", "lower_bound", "worst"] = "lower_bound"  # of an ensemble
+    pessimism: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # stds below the mean
+    timeout: float | None = Field(default=600.0, gt=0)  # seconds of one call of a function
+    retries: int = Field(default=0, ge=0)  # further calls after an error or a time-out
+
+
+class VLLMSection(Section):
+    """The vLLM engines, `rollout.engine: vllm` and `vllm-server`."""
+
+    url: str | None = None  # of a server that runs; unset: one is started, and stopped with the run
+    sync: Literal["checkpoint", "lora", "nccl"] = "checkpoint"  # how weights reach a server
+    timeout: float = Field(default=600.0, gt=0)  # seconds of any one wait, a server's start too
+    # auto: float32 on a CPU; on a GPU the policy's, or bfloat16 where that is float32
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)  # 0.3; a server's 0.9
+    kv_cache_gib: float | None = Field(default=None, gt=0)  # on a CPU 1; a GPU: what is left
+    max_model_len: int | None = Field(default=None, gt=0)  # default: the model's context
+    sleep: bool = False  # give the GPU's memory back between rollouts; colocated only
+    concurrency: int = Field(default=64, gt=0)  # requests in flight to a server
+    tolerance: float | None = Field(default=None, gt=0)  # of the probe after each synchronisation
+    python: str | None = None  # of an environment with vLLM, which starts the server
 
 
 class RolloutSection(Section):

@@ -19,7 +19,7 @@ from align.engine.guards.base import Batch
 from align.engine.models import freeze, load_policy, peft_config
 from align.errors import ConfigError, DataError, Problem
 from align.ppo.actor_critic import ActorCritic, build_actor_critic
-from align.ppo.rewards import reward_scorer
+from align.ppo.rewards import RewardScorer
 from align.ppo.trainer import PPOTrainer
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, append_jsonl, fingerprint, read_jsonl
@@ -43,9 +43,9 @@ from align.stages.preflight import (
     loading,
     model_fault,
 )
-from align.stages.rewards import check_rewards, open_reward
+from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
-from align.types import RewardFn, Rollout
+from align.types import Rollout
 
 
 def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
@@ -68,7 +68,7 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if dry_run:
         dry_report(config, run, args)
         return
-    rewards = [(*open_reward(section), section.weight) for section in config.reward]
+    rewards = open_rewards(config.reward)
     with loading(config.model.path):
         policy, reference, _ = load_policy(
             config.model.path,
@@ -79,8 +79,8 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         )
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     for section in config.reward:
-        if section.path:
-            run.add_parent("reward", section.path, fingerprint=fingerprint(section.path))
+        for path in models_of(section):
+            run.add_parent("reward", path, fingerprint=fingerprint(path))
     freeze(policy, config.model.freeze)
     if config.peft:
         import peft
@@ -109,7 +109,7 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         reference=reference,
         args=args,
         sampler=sampler,
-        score=reward_scorer(rewards),
+        score=rewards,
         train_dataset=data.train,
         processing_class=tokenizer,
         value_learning_rate=config.value.learning_rate,
@@ -213,7 +213,7 @@ def policy_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def show_samples(
-    sampler: TransformersSampler, rows: Any, rewards: list[tuple[str, RewardFn, float]]
+    sampler: TransformersSampler, rows: Any, rewards: RewardScorer
 ) -> tuple[Rollout, list[float]]:
     """Completions of up to 16 held-out prompts with their reward; leaves the RNG as it was."""
     chosen = rows.select(range(min(16, len(rows))))
@@ -225,7 +225,7 @@ def show_samples(
     finally:
         sampler.seed = None
         torch.random.set_rng_state(state)
-    return rollout, reward_scorer(rewards)(rollout)[0]
+    return rollout, rewards(rollout, learn=False)[0]
 
 
 def write_samples(run: Run, name: str, shown: tuple[Rollout, list[float]]) -> None:

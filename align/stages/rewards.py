@@ -2,67 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import AutoConfig
 
 from align.config.sections import RewardSourceSection
 from align.errors import ConfigError, Problem
+from align.ppo.rewards import RESERVED, RewardScorer
 from align.stages.preflight import model_fault
 from align.types import RewardFn
+from reward.combine import RewardTerm, Schedule
+from reward.ensemble import EnsembleReward
 from reward.functions import load_reward_function, reward_name
 from reward.model import CONFIG_KEY, RewardModel
 
 
-def check_rewards(sections: list[RewardSourceSection]) -> None:
+def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
     """Every reward names one thing, reward models carry their statistics, functions import.
 
     Raises:
         ConfigError: with every problem found, before any weights are read.
-        RewardError: a function cannot be imported.
+        RewardError: a function cannot be imported, or its `kwargs` do not fit.
     """
     problems = []
     for index, section in enumerate(sections):
         where = f"reward.{index}"
-        if (section.path is None) == (section.function is None):
-            what = "names both a path and a function" if section.path else "names nothing"
-            problems.append(Problem(where, f"{what}.", "set either `path` or `function`."))
+        named = {"path": section.path, "ensemble": section.ensemble, "function": section.function}
+        given = [key for key, value in named.items() if value is not None]
+        if len(given) != 1:
+            what = f"names {' and '.join(given)}." if given else "names nothing."
+            fix = "set one of `path`, `ensemble` or `function`."
+            problems.append(Problem(where, what, fix))
             continue
-        if section.path is None:
-            continue
-        fault = model_fault(section.path)
-        if fault:
-            what = f"no reward model: {section.path} {fault[0]}"
-            problems.append(Problem(f"{where}.path", what, fault[1]))
-            continue
-        try:
-            saved = AutoConfig.from_pretrained(section.path)
-        except (OSError, ValueError):
-            problems.append(
-                Problem(
-                    f"{where}.path",
-                    f"no reward model at {section.path}.",
-                    "run `align reward` first, or check the path.",
-                )
-            )
-            continue
-        if section.normalise and not getattr(saved, CONFIG_KEY, None):
-            problems.append(
-                Problem(
-                    f"{where}.path",
-                    f"{section.path} carries no normalisation statistics.",
-                    "train it with `align reward`, which saves them, or set normalise: false.",
-                )
-            )
+        if section.kwargs and section.function is None:
+            what = f"is for a function, but `{given[0]}` names reward models."
+            problems.append(Problem(f"{where}.kwargs", what, "remove it."))
+        for path in models_of(section):
+            problems += model_problems(f"{where}.{given[0]}", path, section.normalise is True)
+    problems += sum_problems(sections)
     if problems:
         raise ConfigError(problems)
     for section in sections:
         if section.function:
-            load_reward_function(section.function)
+            load_reward_function(section.function, kwargs=section.kwargs)
+
+
+def model_problems(where: str, path: str, statistics: bool) -> list[Problem]:
+    """What is wrong with a reward model's directory, read without its weights.
+
+    Args:
+        where: the key that names it.
+        path: directory or hub id.
+        statistics: whether it must carry its normalisation.
+    """
+    fault = model_fault(path)
+    if fault:
+        return [Problem(where, f"no reward model: {path} {fault[0]}", fault[1])]
+    try:
+        saved = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        fix = "run `align reward` first, or check the path."
+        return [Problem(where, f"no reward model at {path}.", fix)]
+    if statistics and not getattr(saved, CONFIG_KEY, None):
+        fix = "train it with `align reward`, which saves them, or set normalise: false."
+        return [Problem(where, f"{path} carries no normalisation statistics.", fix)]
+    return []
+
+
+def sum_problems(sections: Sequence[RewardSourceSection]) -> list[Problem]:
+    """Names that metrics could not tell apart, and a sum of nothing."""
+    problems = []
+    names = [section.name for section in sections]
+    for index, name in enumerate(names):
+        where = f"reward.{index}.name"
+        if name is not None and name in names[:index]:
+            what = f"{name!r} is another reward's name too."
+            problems.append(Problem(where, what, "give each its own."))
+        if name in RESERVED:
+            what = f"the metric reward/{name} exists already."
+            problems.append(Problem(where, what, "choose another name."))
+    if all(section.gold for section in sections):
+        what = "every reward is `gold`, which is logged only; nothing is left to train on."
+        problems.append(Problem("reward", what, "add one without `gold: true`."))
+    return problems
+
+
+def models_of(section: RewardSourceSection) -> list[str]:
+    """The reward models that a section reads; none for a function."""
+    return [section.path] if section.path is not None else list(section.ensemble or ())
 
 
 def open_reward(section: RewardSourceSection) -> tuple[str, RewardFn]:
     """A reward's name and function."""
     if section.function:
-        function = load_reward_function(section.function)
-        return reward_name(function), function
-    model = RewardModel.load(str(section.path), normalise=section.normalise)
-    return model.name, model
+        function = load_reward_function(section.function, kwargs=section.kwargs)
+        return section.name or reward_name(function), function
+    own = section.normalise is True
+    if section.ensemble:
+        name = section.name or "ensemble"
+        mode, pessimism = section.mode, section.pessimism
+        return name, EnsembleReward(
+            section.ensemble, mode=mode, pessimism=pessimism, normalise=own, name=name
+        )
+    model = RewardModel.load(str(section.path), normalise=own)
+    return section.name or model.name, model
+
+
+def open_rewards(sections: Sequence[RewardSourceSection]) -> RewardScorer:
+    """All rewards of a run as one scorer.
+
+    Raises:
+        ModelError: a reward model cannot be loaded.
+        RewardError: a function cannot be imported.
+        ConfigError: two rewards have one name.
+    """
+    terms = []
+    for section in sections:
+        name, function = open_reward(section)
+        moves = section.schedule
+        terms.append(
+            RewardTerm(
+                name,
+                function,
+                weight=section.weight,
+                schedule=Schedule(moves.kind, moves.to, moves.updates, moves.start)
+                if moves
+                else None,
+                normalise="none" if isinstance(section.normalise, bool) else section.normalise,
+                clip=section.clip,
+                gold=section.gold,
+                # A model computes here and now; only functions wait for something else.
+                timeout=section.timeout if section.function else None,
+                retries=section.retries if section.function else 0,
+            )
+        )
+    return RewardScorer(terms)
