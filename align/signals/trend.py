@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 MOST_CORRELATION = 0.9  # above it a window this short says nothing about a trend
 LEAST_POINTS = 8
@@ -113,7 +113,7 @@ def mean(values: Sequence[float], level: float = 0.99) -> Mean:
     if len(values) < 2:
         raise ValueError(f"an interval needs at least 2 points; got {len(values)}.")
     y = np.asarray(values, dtype=np.float64)
-    half = float(stats.t.ppf(0.5 + level / 2, len(y) - 1) * y.std(ddof=1) / math.sqrt(len(y)))
+    half = float(stdtrit(len(y) - 1, 0.5 + level / 2) * y.std(ddof=1) / math.sqrt(len(y)))
     return Mean(float(y.mean()), float(y.mean()) - half, float(y.mean()) + half)
 
 
@@ -130,22 +130,25 @@ def _fit(
         raise ValueError(f"a trend needs at least {LEAST_POINTS} points; got {count}.")
     x = np.asarray(steps, dtype=np.float64)
     y = np.asarray(values, dtype=np.float64)
-    x = (x - (x[0] + x[-1]) / 2) / (x[-1] - x[0])
-    design = np.vander(x, degree + 1, increasing=True)
-    inverse = np.linalg.inv(design.T @ design)
-    fitted = inverse @ design.T @ y
+    fitted, design, inverse = _solve((x - (x[0] + x[-1]) / 2) / (x[-1] - x[0]), y, degree)
     residuals = y - design @ fitted
     correlation = _autocorrelation(residuals, degree)
     if len(before) >= LEAST_POINTS:
         longer = np.concatenate([before, y])
-        at = np.linspace(-0.5, 0.5, len(longer))
-        bent = longer - np.polyval(np.polyfit(at, longer, 2), at)
-        correlation = max(correlation, _autocorrelation(bent, 2))
+        parabola, at, _ = _solve(np.linspace(-0.5, 0.5, len(longer)), longer, 2)
+        correlation = max(correlation, _autocorrelation(longer - at @ parabola, 2))
     inflation = (1 + correlation) / (1 - correlation)
     variance = float(residuals @ residuals) / (count - degree - 1) * inflation
     effective = max(2.0, count / inflation - degree - 1)
-    half = stats.t.ppf(0.5 + level / 2, effective) * np.sqrt(variance * np.diag(inverse))
+    half = stdtrit(effective, 0.5 + level / 2) * np.sqrt(variance * np.diag(inverse))
     return fitted, design, half
+
+
+def _solve(x: np.ndarray, y: np.ndarray, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares: coefficients, design and the inverse of its square."""
+    design = np.stack([x**power for power in range(degree + 1)], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    return inverse @ (design.T @ y), design, inverse
 
 
 def _autocorrelation(residuals: np.ndarray, degree: int) -> float:
