@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from reward.errors import RewardError
-from reward.functions import accepted, check_values, short
+from reward.functions import accepted, check_values, reward_name, short
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,24 @@ def call_together(calls: Sequence[RewardCall]) -> list[Outcome]:
 
 
 def _run(call: RewardCall, stop: threading.Event) -> Outcome:
+    """A call whose errors say which reward it is, where that is not the function's own name."""
+    try:
+        return _try(call, stop)
+    except RewardError as error:
+        if call.name == reward_name(call.function):
+            raise
+        raise RewardError(f"reward {call.name!r}: {error}") from error
+
+
+def _try(call: RewardCall, stop: threading.Event) -> Outcome:
     """Attempts until one succeeds."""
+    name = reward_name(call.function)
     completions = call.arguments["completions"]
     arguments = accepted(call.function, call.arguments)
     started, problems = time.monotonic(), list[str]()
     while True:
         try:
-            values = check_values(call.name, _attempt(call, arguments), completions)
+            values = check_values(name, _attempt(call, arguments), completions)
             return Outcome(values, time.monotonic() - started, len(problems), problems)
         except RewardError:
             raise
@@ -130,19 +141,19 @@ def _attempt(call: RewardCall, arguments: dict[str, Any]) -> Any:
 
 
 def _describe(call: RewardCall, error: BaseException, arguments: dict[str, Any]) -> str:
-    completions = call.arguments["completions"]
+    completions, name = call.arguments["completions"], reward_name(call.function)
     if isinstance(error, _TimedOut):
         limit = ASYNC_SECONDS if call.timeout is None else call.timeout
         held = " It blocks the event loop: await instead, or make it a plain function."
         return (
-            f"reward function {call.name!r} did not return within {limit:g} s "
+            f"reward function {name!r} did not return within {limit:g} s "
             f"(on {len(completions)} completions). Fix: raise `timeout`, or make it faster."
             + (held if error.blocked else "")
         )
     given = ", ".join(arguments)
     first = f"; the first was {short(completions[0])}" if len(completions) else ""
     return (
-        f"reward function {call.name!r} raised {type(error).__name__}: {error} "
+        f"reward function {name!r} raised {type(error).__name__}: {error} "
         f"(on {len(completions)} completions{first}). It was given {given}."
     )
 

@@ -117,7 +117,10 @@ def test_what_hangs_is_given_up(kind):
     function = {"sync": hang, "async": hang_async, "stubborn": stubborn}[kind]
     started = time.monotonic()
     try:
-        with pytest.raises(RewardError, match=r"'slow' did not return within 0.2 s .*`timeout`"):
+        with pytest.raises(
+            RewardError,
+            match=r"^reward 'slow': reward function '\w+' did not return within 0.2 s .*`timeout`",
+        ):
             call_together([RewardCall("slow", function, ROWS, timeout=0.2)])
         assert time.monotonic() - started < 3
     finally:
@@ -179,7 +182,9 @@ def test_the_first_failure_is_raised_without_waiting_for_retries_of_others(monke
         raise ValueError("broken")
 
     started = time.monotonic()
-    with pytest.raises(RewardError, match="'a' raised ValueError: broken"):
+    with pytest.raises(
+        RewardError, match="reward 'a': reward function 'broken' raised ValueError: broken"
+    ):
         call_together(
             [RewardCall("a", broken, ROWS), RewardCall("b", Counting(9), ROWS, retries=8)]
         )
