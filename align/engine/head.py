@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from align.engine.packed import can_pack, packed_states
 from align.types import Rollout
 
 CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
@@ -43,11 +44,6 @@ def has_virtual_tokens(model: nn.Module) -> bool:
     return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states of a causal language model's backbone, (B, T, H)."""
-    return backbone_states(causal_lm(model).base_model, input_ids, attention_mask)
-
-
 def backbone_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states of a bare backbone, (B, T, H), positions right under any padding."""
     extra = {}
@@ -55,6 +51,30 @@ def backbone_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tens
         extra["position_ids"] = position_ids(attention_mask)
     output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)
     return output.last_hidden_state
+
+
+def states_before(
+    backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor, kept: Tensor
+) -> Tensor:
+    """Hidden states from which the kept completion tokens are predicted, without padding.
+
+    Args:
+        backbone: without its head.
+        input_ids: (B, T), prompt left-padded, completion right-padded.
+        attention_mask: (B, T).
+        kept: (B, A) bool, True on N of the last A columns.
+
+    Returns:
+        (N, H): for each kept token, row by row, the state of the token before it.
+    """
+    width, real = kept.shape[1], attention_mask.bool()
+    before = torch.zeros_like(real)
+    before[:, -width - 1 : -1] = kept
+    if can_pack(backbone, input_ids.device) and not bool((before & ~real).any()):
+        lengths = real.sum(dim=1).tolist()
+        states = packed_states(backbone, input_ids[real], [n for n in lengths if n])
+        return states[before[real]]
+    return backbone_states(backbone, input_ids, attention_mask)[before]
 
 
 def score_tokens(
@@ -115,7 +135,7 @@ def completion_logprobs(
     mask: Tensor,
     temperature: float = 1.0,
     with_entropy: bool = False,
-    hidden: Tensor | None = None,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of the completion, the last A columns of the input.
 
@@ -126,7 +146,7 @@ def completion_logprobs(
         mask: (B, A), 1 on completion tokens.
         temperature: the sampling temperature.
         with_entropy: whether entropies are wanted (costs a softmax).
-        hidden: (B, T, H) when the backbone has run already.
+        states: (N, H) of `states_before` when the backbone has run already.
 
     Returns:
         two (B, A) float32 tensors (float64 from a float64 model), 0 outside the mask.
@@ -134,7 +154,7 @@ def completion_logprobs(
     width = mask.shape[1]
     kept = mask.bool()
     targets = input_ids[:, -width:][kept]
-    if hidden is None and has_virtual_tokens(model):
+    if states is None and has_virtual_tokens(model):
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=width + 1
         ).logits
@@ -143,9 +163,8 @@ def completion_logprobs(
         flat = table.gather(1, targets[:, None]).squeeze(1)
         flat_entropy = -(table.exp() * table).sum(dim=-1)
     else:
-        if hidden is None:
-            hidden = hidden_states(model, input_ids, attention_mask)
-        states = hidden[:, -width - 1 : -1][kept]
+        if states is None:
+            states = states_before(causal_lm(model).base_model, input_ids, attention_mask, kept)
         flat, flat_entropy = score_tokens(model, states, targets, temperature, with_entropy)
     return spread(flat, kept), spread(flat_entropy, kept)
 

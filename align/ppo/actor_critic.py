@@ -18,12 +18,11 @@ from transformers import PreTrainedModel
 
 from align.engine.head import (
     at_least_float32,
-    backbone_states,
     causal_lm,
     completion_logprobs,
     has_virtual_tokens,
-    hidden_states,
     spread,
+    states_before,
 )
 from align.engine.models import disable_dropout
 from align.errors import ModelError
@@ -82,20 +81,19 @@ class ActorCritic(nn.Module):
             with_entropy: whether entropies are computed.
             detach_values: the value loss then leaves a shared backbone alone.
         """
-        hidden = None
+        states, kept = None, mask.bool()
         if not has_virtual_tokens(self.policy):
-            hidden = hidden_states(self.policy, input_ids, attention_mask)
+            backbone = causal_lm(self.policy).base_model
+            states = states_before(backbone, input_ids, attention_mask, kept)
         logprobs, entropy = completion_logprobs(
-            self.policy, input_ids, attention_mask, mask, temperature, with_entropy, hidden
+            self.policy, input_ids, attention_mask, mask, temperature, with_entropy, states
         )
         if self.value_head is None:
             return Evaluation(logprobs, entropy, torch.zeros_like(logprobs))
-        states = hidden
         if self.value_backbone is not None:
-            states = backbone_states(self.value_backbone, input_ids, attention_mask)
+            states = states_before(self.value_backbone, input_ids, attention_mask, kept)
         assert states is not None
-        width, kept = mask.shape[1], mask.bool()
-        before = states[:, -width - 1 : -1][kept].to(self.value_head.weight.dtype)
+        before = states.to(self.value_head.weight.dtype)
         if detach_values and self.value_backbone is None:
             before = before.detach()
         flat = at_least_float32(self.value_head(before).squeeze(-1))

@@ -117,6 +117,7 @@ def test_the_temperature_matters(make_rollout):
 
 def test_position_ids_matter_under_left_padding(make_rollout, monkeypatch):
     model, rollout = make("gpt2"), make_rollout()
+    monkeypatch.setattr(head, "can_pack", lambda *args: False)
     right = policy_logprobs(model, rollout)
     monkeypatch.setattr(
         head, "position_ids", lambda mask: torch.arange(mask.shape[1]).expand_as(mask)
