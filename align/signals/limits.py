@@ -19,7 +19,7 @@ class Limits:
     repetition_rise: float = 0.1  # share of repeated n-grams, in absolute terms
     kl_limit: float | None = None  # nats per answer; None: only runaway growth is looked for
     kl_floor: float = 5.0  # nats per answer below which growth is nobody's concern
-    kl_acceleration: float = 3.0  # times the rate of the window's first third
+    kl_acceleration: float = 2.0  # times the pace of the window's beginning
     entropy_fraction: float = 0.2  # of the start
     explained_variance: float = 0.05  # a critic below it explains nothing
     critic_warmup: int = 10  # logged updates in which a critic may be bad

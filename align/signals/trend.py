@@ -42,8 +42,8 @@ class Bend:
     since: int
     start: float
     end: float
-    slope_start: float  # per step, at the first third's middle
-    slope_end: float  # at the last third's middle
+    slope_start: float  # per step, a sixth of the window after its start
+    slope_end: float  # a sixth before its end
     low: float  # interval of the second-order coefficient, in units of the window's length
     high: float
 
@@ -85,10 +85,13 @@ def trend(
 def bend(steps: Sequence[int], values: Sequence[float], level: float = 0.99) -> Bend:
     """The parabola through N >= 8 points and the interval of its bend.
 
+    Noise is what a curve of the fourth order leaves: a smooth growth that is no parabola (an
+    exponential) would count as correlated noise otherwise.
+
     Raises:
         ValueError: fewer than 8 points.
     """
-    fitted, design, half = _fit(steps, values, 2, level)
+    fitted, design, half = _fit(steps, values, 2, level, smooth=4)
     curve = design @ fitted
     span = steps[-1] - steps[0]
     slopes = [(fitted[1] + 2 * fitted[2] * at) / span for at in (-1 / 3, 1 / 3)]
@@ -123,23 +126,30 @@ def _fit(
     degree: int,
     level: float,
     before: Sequence[float] = (),
+    smooth: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, design (N, degree + 1) and half intervals; steps run from -1/2 to 1/2."""
+    """Coefficients, design (N, degree + 1) and half intervals; steps run from -1/2 to 1/2.
+
+    `smooth` is the order of the curve that noise is measured from; default: the fit's own.
+    """
     count = len(values)
     if count < LEAST_POINTS:
         raise ValueError(f"a trend needs at least {LEAST_POINTS} points; got {count}.")
     x = np.asarray(steps, dtype=np.float64)
     y = np.asarray(values, dtype=np.float64)
-    fitted, design, inverse = _solve((x - (x[0] + x[-1]) / 2) / (x[-1] - x[0]), y, degree)
-    residuals = y - design @ fitted
-    correlation = _autocorrelation(residuals, degree)
+    x = (x - (x[0] + x[-1]) / 2) / (x[-1] - x[0])
+    fitted, design, inverse = _solve(x, y, degree)
+    order = degree if smooth is None else smooth
+    curve, powers, _ = (fitted, design, inverse) if order == degree else _solve(x, y, order)
+    residuals = y - powers @ curve
+    correlation = _autocorrelation(residuals, order)
     if len(before) >= LEAST_POINTS:
         longer = np.concatenate([before, y])
         parabola, at, _ = _solve(np.linspace(-0.5, 0.5, len(longer)), longer, 2)
         correlation = max(correlation, _autocorrelation(longer - at @ parabola, 2))
     inflation = (1 + correlation) / (1 - correlation)
-    variance = float(residuals @ residuals) / (count - degree - 1) * inflation
-    effective = max(2.0, count / inflation - degree - 1)
+    variance = float(residuals @ residuals) / (count - order - 1) * inflation
+    effective = max(2.0, count / inflation - order - 1)
     half = stdtrit(effective, 0.5 + level / 2) * np.sqrt(variance * np.diag(inverse))
     return fitted, design, half
 
