@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from align import __version__
 from align.errors import RunError
+from align.report.alarms import gather_alarms
 from align.report.catalogue import MODEL_METRICS, SHARES, model_metric_title
 from align.report.charts import draw
 from align.report.collect import TRAINING, RunData, collect
@@ -152,6 +153,7 @@ def render(
         "evaluations": evaluations,
         "rewards": rewards,
         "feedback": feedback,
+        "alarms": gather_alarms(ordered),
         "pipeline_across": draw_pipeline(lineage),
         "pipeline_down": draw_pipeline(lineage, vertical=True),
         "lineage": lineage,

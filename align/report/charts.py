@@ -41,6 +41,8 @@ class Chart:
     about: str
     guide: float | None
     lines: list[Line]
+    marks: tuple[float, ...] = ()  # steps worth an upright line
+    across: str = "step"  # what runs from left to right
 
     @property
     def last(self) -> Line:
@@ -60,8 +62,9 @@ class Chart:
         for line in self.lines:
             if line.kind != "faint":
                 parts.append(
-                    f"{line.label}: from {figure(line.values[0])} at step {line.steps[0]:g} "
-                    f"to {figure(line.last)} at step {line.steps[-1]:g}, between "
+                    f"{line.label}: from {figure(line.values[0])} at {self.across} "
+                    f"{line.steps[0]:.4g} to {figure(line.last)} at {self.across} "
+                    f"{line.steps[-1]:.4g}, between "
                     f"{figure(min(line.values))} and {figure(max(line.values))}"
                 )
         return f"{self.title}. " + "; ".join(parts) + "."
@@ -69,7 +72,7 @@ class Chart:
 
 def draw(chart: Chart) -> Markup:
     """The chart as SVG."""
-    all_steps = [step for line in chart.lines for step in line.steps]
+    all_steps = [step for line in chart.lines for step in line.steps] + [*chart.marks]
     all_values = [value for line in chart.lines for value in line.values]
     low, high = padded_range(all_values, _near_guide(chart.guide, all_values))
     first, last = min(all_steps), max(all_steps)
@@ -77,12 +80,16 @@ def draw(chart: Chart) -> Markup:
         first, last = first - 1, last + 1
     across = Scale(first, last, LEFT, WIDTH - RIGHT)
     down = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_y_axis(down, low, high), _x_axis(across, first, last)]
+    parts = [_y_axis(down, low, high), _x_axis(across, first, last, chart.across)]
     if chart.guide is not None and low <= chart.guide <= high:
         parts.append(
             tag("line", class_="guide", x1=LEFT, x2=WIDTH - RIGHT, y1=down(chart.guide),
                 y2=down(chart.guide))
         )  # fmt: skip
+    parts += [
+        tag("line", class_="mark", x1=across(mark), x2=across(mark), y1=TOP, y2=HEIGHT - BOTTOM)
+        for mark in chart.marks
+    ]
     parts += [_line(line, across, down) for line in chart.lines]
     parts.append(tag("g", class_="hover"))
     box = [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, first, last, low, high]
@@ -96,6 +103,7 @@ def draw(chart: Chart) -> Markup:
         class_="plot",
         aria_label=chart.summary,
         data_box=raw(box),
+        data_across=None if chart.across == "step" else chart.across,
     )
 
 
@@ -121,7 +129,7 @@ def _y_axis(down: Scale, low: float, high: float) -> Markup:
     )
 
 
-def _x_axis(across: Scale, first: float, last: float) -> Markup:
+def _x_axis(across: Scale, first: float, last: float, name: str = "step") -> Markup:
     marks = ticks(first, last)
     step = marks[1] - marks[0] if len(marks) > 1 else last - first
     base = HEIGHT - BOTTOM
@@ -132,9 +140,9 @@ def _x_axis(across: Scale, first: float, last: float) -> Markup:
             tag("text", tick_label(mark, step), x=min(across(mark), WIDTH - RIGHT - 8),
                 y=base + 14, class_="x-tick")
             for mark in marks
-            if float(mark).is_integer()
+            if name != "step" or float(mark).is_integer()
         ),
-        tag("text", "step", x=WIDTH - RIGHT, y=base + 23, class_="x-name"),
+        tag("text", name, x=WIDTH - RIGHT, y=base + 23, class_="x-name"),
     )  # fmt: skip
 
 

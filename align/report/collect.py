@@ -44,6 +44,7 @@ class RunData:
     data_card: Json = field(default_factory=dict)
     samples: list[Json] = field(default_factory=list)
     evaluation: Json = field(default_factory=dict)
+    alarms: list[Json] = field(default_factory=list)  # alarms.jsonl
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -172,6 +173,8 @@ def read_run(path: Path) -> RunData:
         run.problems.append("data_card.json is missing, so the data are not described.")
     if (path / "samples.jsonl").is_file():
         run.samples = _read_lines(path / "samples.jsonl", run.problems)
+    if (path / "alarms.jsonl").is_file():
+        run.alarms = _read_lines(path / "alarms.jsonl", run.problems)
     if (path / "evaluation.json").is_file():
         run.evaluation = _read_json(path / "evaluation.json", run.problems)
     elif run.stage == "evaluate":

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from align.report.alarms import run_label, title_of
 from align.report.collect import RunData
 from align.report.evidence import Evaluation, WinRow, seed_label
 from align.report.families import Family, Lineage, display_name, is_start, judge_name
@@ -88,6 +89,13 @@ def _of_runs(runs: Sequence[RunData]) -> Iterator[Notice]:
             yield Notice("warning", name, _running(run))
         elif run.status != "completed":
             yield Notice("error", name, "run.json does not say how the run ended.")
+        for alarm in run.alarms:
+            what = (
+                f"Alarm, {title_of(text(alarm.get('name'))).lower()}: {text(alarm.get('message'))}"
+            )
+            yield Notice("warning", name, what)
+        if stopped := text(mapping(run.record.get("signals")).get("stopped")):
+            yield Notice("note", name, f"Training ended early: {stopped}")
         if mapping(run.record.get("results")).get("dry_run"):
             yield Notice("warning", name, "This was a dry run: nothing was trained.")
         for problem in run.problems:
@@ -253,4 +261,4 @@ def _of_versions(runs: Sequence[RunData]) -> Iterator[Notice]:
 
 def run_title(run: RunData) -> str:
     """A run in one phrase: `PPO, seed 3`, or with its folder where there is no seed."""
-    return f"{display_name(run.stage)}, {seed_label(run)}"
+    return run_label(run)

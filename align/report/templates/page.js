@@ -82,13 +82,14 @@ function readable(plot) {
     const rule = document.createElementNS(svg, "line");
     for (const [name, value] of [["x1", scale.x(at)], ["x2", scale.x(at)], ["y1", scale.top], ["y2", scale.bottom]]) rule.setAttribute(name, value);
     layer.append(rule);
-    const rows = [row("step", String(at))];
+    const across = plot.dataset.across ?? "step";
+    const rows = [row(across, String(at))];
     for (const { line, step: own, value } of read) {
       const dot = document.createElementNS(svg, "circle");
       for (const [name, number] of [["cx", scale.x(own)], ["cy", scale.y(value)], ["r", 3.2]]) dot.setAttribute(name, number);
       dot.setAttribute("class", [...line.classList].find((name) => name.startsWith("hue-")) ?? "");
       layer.append(dot);
-      rows.push(row(line.dataset.label + (own === at ? "" : ` (step ${own})`), String(value)));
+      rows.push(row(line.dataset.label + (own === at ? "" : ` (${across} ${own})`), String(value)));
     }
     tip.replaceChildren(...rows);
     tip.hidden = false;

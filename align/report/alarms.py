@@ -1,0 +1,199 @@
+"""The alarms of runs with the curves that they point to, and gold against distance.
+
+Read from `alarms.jsonl` and run.json's `signals`; odd lines are left out. That nothing was raised
+is only worth saying beside what was watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.report.catalogue import describe
+from align.report.charts import Chart, Line
+from align.report.collect import RunData, Series
+from align.report.curves import thin
+from align.report.evidence import seed_label
+from align.report.families import display_name, hue
+from align.report.values import Json, items, mapping, number, rows, text
+
+GOLD = "gold/"
+PROXY, KL = "reward/mean", "kl/reference"
+_POINTS = 200  # of a line in these charts
+_LEAST = 8  # updates before gold against distance is drawn
+_BLOCKS = 12  # points of that curve
+_GRADES = ("critical", "warning")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one metric did: figures, and its curve with the moment the alarm was raised."""
+
+    metric: str
+    verb: str
+    since: float | None
+    before: float | None
+    now: float | None
+    low: float | None
+    high: float | None
+    chart: Chart | None
+
+
+@dataclass(frozen=True)
+class Raised:
+    """One alarm of one run."""
+
+    name: str
+    run: str
+    hue: str
+    severity: str
+    step: float
+    since: float | None
+    message: str
+    evidence: list[Evidence]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was looked for in one run."""
+
+    run: str
+    hue: str
+    alarms: list[tuple[str, list[str]]]  # name, metrics
+    raised: int
+    stopped: str  # why training ended early, if it did
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Proxy and gold of one run against its distance from the start."""
+
+    run: str
+    chart: Chart
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """The section; None where no run watched anything."""
+
+    raised: list[Raised]
+    watched: list[Watched]
+    distances: list[Distance]
+
+
+def gather_alarms(runs: Sequence[RunData]) -> Alarms | None:
+    """Everything the section shows, the gravest alarm first."""
+    watching = [run for run in runs if run.alarms or mapping(run.record.get("signals"))]
+    if not watching:
+        return None
+    raised = [_raised(run, line) for run in watching for line in run.alarms]
+    raised.sort(key=lambda one: (_grade(one.severity), one.step))
+    return Alarms(
+        raised=raised,
+        watched=[_watched(run) for run in watching],
+        distances=[one for run in watching for one in _distances(run)],
+    )
+
+
+def title_of(name: str) -> str:
+    """`reward_hacking` as `Reward hacking`, `kl_runaway` as `KL runaway`."""
+    words = name.replace("_", " ").strip()
+    first, _, rest = words.partition(" ")
+    known = {"kl": "KL", "eos": "EOS"}
+    return f"{known.get(first, first.capitalize())} {rest}".strip()
+
+
+def run_label(run: RunData) -> str:
+    """A run in one phrase: `PPO, seed 3`."""
+    return f"{display_name(run.stage)}, {seed_label(run)}"
+
+
+def _grade(severity: str) -> int:
+    return _GRADES.index(severity) if severity in _GRADES else len(_GRADES)
+
+
+def _raised(run: RunData, line: Json) -> Raised:
+    step = number(line.get("step")) or 0
+    return Raised(
+        name=title_of(text(line.get("name")) or "unnamed"),
+        run=run_label(run),
+        hue=hue(run.stage),
+        severity=text(line.get("severity")) or "warning",
+        step=step,
+        since=number(line.get("since")),
+        message=text(line.get("message")),
+        evidence=[_evidence(run, sign, step) for sign in rows(line.get("evidence"))],
+    )
+
+
+def _evidence(run: RunData, sign: Json, step: float) -> Evidence:
+    metric = text(sign.get("metric"))
+    since = number(sign.get("since"))
+    series = run.series.get(metric)
+    marks = tuple(at for at in (since, step) if at is not None)
+    return Evidence(
+        metric=metric,
+        verb=text(sign.get("verb")),
+        since=since,
+        before=number(sign.get("before")),
+        now=number(sign.get("now")),
+        low=number(sign.get("low")),
+        high=number(sign.get("high")),
+        chart=_curve(run, series, marks) if series and len(series.steps) > 1 else None,
+    )
+
+
+def _curve(run: RunData, series: Series, marks: tuple[float, ...]) -> Chart:
+    about = describe(series.key)
+    steps, values = thin(series, _POINTS)
+    line = Line(seed_label(run), steps, values, hue(run.stage), 0, "run", series.values[-1])
+    return Chart(series.key, about.title, about.about, about.guide, [line], marks)
+
+
+def _watched(run: RunData) -> Watched:
+    signals = mapping(run.record.get("signals"))
+    found = mapping(signals.get("watched"))
+    return Watched(
+        run=run_label(run),
+        hue=hue(run.stage),
+        alarms=[
+            (title_of(name), [text(key) for key in items(keys)]) for name, keys in found.items()
+        ],
+        raised=len(run.alarms),
+        stopped=text(signals.get("stopped")),
+    )
+
+
+def _distances(run: RunData) -> list[Distance]:
+    """One chart for each held-out gold reward that was logged with the KL."""
+    found = []
+    for key in sorted(run.series):
+        if key.startswith(GOLD) and (chart := distance_chart(run, key)) is not None:
+            found.append(Distance(run_label(run), chart))
+    return found
+
+
+def distance_chart(run: RunData, gold: str) -> Chart | None:
+    """Gold and proxy against d = sqrt(KL), in blocks of updates, as Gao et al. (2023) draw them."""
+    parts = [run.series.get(key) for key in (KL, PROXY, gold)]
+    if any(part is None for part in parts):
+        return None
+    at = [dict(zip(part.steps, part.values, strict=True)) for part in parts if part is not None]
+    shared = sorted(set(at[0]) & set(at[1]) & set(at[2]))
+    if len(shared) < _LEAST:
+        return None
+    table = np.array([[one[step] for one in at] for step in shared])
+    blocks = np.array([b.mean(axis=0) for b in np.array_split(table, min(_BLOCKS, len(table)))])
+    d = np.sqrt(np.clip(blocks[:, 0], 0, None))
+    order = np.argsort(d, kind="stable")
+    steps, last = d[order].tolist(), blocks[-1]
+    reward, judged = blocks[order, 1].tolist(), blocks[order, 2].tolist()
+    lines = [
+        Line("reward", steps, reward, hue("reward"), 0, "run", float(last[1])),
+        Line(gold, steps, judged, hue(run.stage), 0, "mean", float(last[2])),
+    ]
+    about = "Where gold turns down while the reward rises, the reward model is over-optimised."
+    title = f"{describe(gold).title} and reward against distance"
+    return Chart(f"{gold} and {PROXY}", title, about, None, lines, across="√KL")
