@@ -180,12 +180,14 @@ class VLLMSection(Section):
 class RolloutSection(Section):
     """How completions are sampled."""
 
+    engine: Literal["transformers", "vllm", "vllm-server"] = "transformers"
     max_new_tokens: int = Field(default=128, gt=0)
     min_new_tokens: int = Field(default=0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, gt=0)  # completions decoded at once
+    vllm: VLLMSection = Field(default_factory=VLLMSection)
 
     @model_validator(mode="after")
     def _room_to_end(self) -> RolloutSection:
