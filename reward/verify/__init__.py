@@ -1,0 +1,1 @@
+"""Rewards that check an answer instead of judging it: mathematics, formats, programs."""
