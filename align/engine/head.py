@@ -71,9 +71,8 @@ def states_before(
     before = torch.zeros_like(real)
     before[:, -width - 1 : -1] = kept
     if can_pack(backbone, input_ids.device) and not bool((before & ~real).any()):
-        lengths = real.sum(dim=1).tolist()
-        states = packed_states(backbone, input_ids[real], [n for n in lengths if n])
-        return states[before[real]]
+        lengths = [length for length in real.sum(dim=1).tolist() if length]
+        return packed_states(backbone, input_ids[real], lengths, before[real])
     return backbone_states(backbone, input_ids, attention_mask)[before]
 
 
@@ -106,10 +105,13 @@ def score_tokens(
     )
 
     def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = at_least_float32(head(states)) * scale
+        logits = at_least_float32(head(states))
+        if scale != 1:  # every pass over the logits counts
+            logits = logits * scale
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
-        logits = logits / temperature
+        if temperature != 1:
+            logits = logits / temperature
         normaliser = logits.logsumexp(dim=-1)
         logprobs = logits.gather(1, ids[:, None]).squeeze(1) - normaliser
         if not with_entropy:

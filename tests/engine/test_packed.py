@@ -18,6 +18,7 @@ from transformers import (
 from align.engine import head, packed
 from align.engine.head import backbone_states, completion_logprobs, states_before
 from align.engine.packed import can_pack, packed_states
+from align.errors import ModelError
 
 SIZES = {
     "vocab_size": 300,
@@ -43,8 +44,15 @@ CPU = torch.device("cpu")
 
 
 def make(config) -> torch.nn.Module:
+    """In float64 throughout: Llama's own norms would compute in float32."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).double().eval()
+    model = AutoModelForCausalLM.from_config(config)
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            norm = torch.nn.RMSNorm(len(module.weight), eps=1e-6)
+            setattr(parent, name.rpartition(".")[2], norm)
+    return model.double().eval()
 
 
 def measure(model, rollout, monkeypatch, *, pack: bool):
@@ -69,10 +77,10 @@ def test_states_and_gradients_equal_the_padded_ones(name, make_rollout, monkeypa
     ours, first = measure(model, rollout, monkeypatch, pack=True)
     theirs, second = measure(model, rollout, monkeypatch, pack=False)
     assert ours.shape == (int(rollout.mask.sum()), 32)
-    assert (ours - theirs).abs().max() < 1e-6  # norms compute in float32
+    assert (ours - theirs).abs().max() < 1e-11
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert (value - second[key]).abs().max() < 1e-5 * (1 + value.abs().max()), key
+        assert (value - second[key]).abs().max() < 1e-10 * (1 + value.abs().max()), key
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -102,18 +110,32 @@ def test_sequences_do_not_see_each_other(make_rollout):
     ids = torch.randint(5, 250, (11,))
     other = ids.clone()
     other[:4] = (other[:4] + 7) % 250
-    first, second = (packed_states(model, tokens, [4, 7]) for tokens in (ids, other))
+    every = torch.ones(11, dtype=torch.bool)
+    first, second = (packed_states(model, tokens, [4, 7], every) for tokens in (ids, other))
     assert torch.equal(first[4:], second[4:])
     assert (first[:4] - second[:4]).abs().max() > 1e-3
-    joined = packed_states(model, ids, [11])
+    joined = packed_states(model, ids, [11], every)
     assert (joined[4:] - first[4:]).abs().max() > 1e-3
 
 
-def test_dense_layers_see_real_tokens_only(make_rollout):
+def test_dense_layers_see_real_tokens_and_the_last_one_only_those_asked_for(make_rollout):
     model, rollout, seen = make(PACKED["llama"]()), make_rollout(), []
-    model.model.layers[0].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     completion_logprobs(model, rollout.input_ids, rollout.attention_mask, rollout.mask)
-    assert seen == [(1, int(rollout.attention_mask.sum()), 32)]
+    assert seen == [int(rollout.attention_mask.sum()), int(rollout.mask.sum())]
+
+
+def test_any_tokens_can_be_asked_for():
+    model, ids = make(PACKED["llama"]()).model, torch.randint(5, 250, (15,))
+    lengths, every = [4, 7, 1, 3], torch.ones(15, dtype=torch.bool)
+    whole = packed_states(model, ids, lengths, every)
+    for places in ([0], [3, 4, 9, 14], [11], [5, 7, 8, 12], []):
+        wanted = torch.zeros(15, dtype=torch.bool)
+        wanted[places] = True
+        found = packed_states(model, ids, lengths, wanted)
+        assert found.shape == (len(places), 32)
+        assert torch.allclose(found, whole[wanted], atol=1e-12)
 
 
 def test_an_environments_tokens_are_read_and_not_scored(make_rollout, monkeypatch):
@@ -123,22 +145,39 @@ def test_an_environments_tokens_are_read_and_not_scored(make_rollout, monkeypatc
     ours, _ = measure(model, rollout, monkeypatch, pack=True)
     theirs, _ = measure(model, rollout, monkeypatch, pack=False)
     assert len(ours) == int(rollout.real.sum()) - 2
-    assert (ours - theirs).abs().max() < 1e-6
+    assert (ours - theirs).abs().max() < 1e-11
 
 
-def test_the_models_own_attention_is_back_afterwards(make_rollout, monkeypatch):
-    model = make(PACKED["llama"]())
-    config = model.model.config
-    packed_states(model.model, torch.arange(5, 9), [4])
-    assert config._attn_implementation == "sdpa"
+def test_the_model_is_as_before_afterwards(make_rollout, monkeypatch):
+    model = make(PACKED["llama"]()).model
+    ids, every = torch.arange(5, 9), torch.ones(4, dtype=torch.bool)
+
+    def untouched():
+        last = model.layers[-1]
+        return model.config._attn_implementation == "sdpa" and "forward" not in vars(last)
+
+    packed_states(model, ids, [4], every)
+    assert untouched()
 
     def fail(*args, **kwargs):
         raise RuntimeError
 
     monkeypatch.setattr(packed, "sdpa_attention_forward", fail)
     with pytest.raises(RuntimeError):
-        packed_states(model.model, torch.arange(5, 9), [4])
-    assert config._attn_implementation == "sdpa"
+        packed_states(model, ids, [4], every)
+    assert untouched()
+    hooked = model.layers[-1].forward
+    model.layers[-1].forward = hooked
+    with pytest.raises(RuntimeError):
+        packed_states(model, ids, [4], every)
+    assert vars(model.layers[-1])["forward"] is hooked
+
+
+def test_a_backbone_with_more_after_its_last_layer_is_refused():
+    model = make(PACKED["llama"]()).model
+    model.norm.register_forward_hook(lambda _, args, out: torch.cat([out, out], dim=1))
+    with pytest.raises(ModelError, match="LlamaModel gave 4 states for 2 tokens"):
+        packed_states(model, torch.arange(5, 9), [4], torch.tensor([True, False, True, False]))
 
 
 def test_adapters_are_seen(tiny_llama, make_rollout):
