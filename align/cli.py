@@ -175,6 +175,10 @@ def generate(
     from align.stages.preflight import check_model
 
     stdin = None if sys.stdin.isatty() else sys.stdin
+    best_of: Annotated[int, typer.Option(help="Draw so many, keep the best by --reward.")] = 1,
+    reward: Annotated[str | None, typer.Option(help="Reward model or module:function.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out winners below it.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Keep this best share of winners.")] = None,
     check_model("MODEL", model)
     given, columns = read_prompts([p for p in prompts or [] if p != "-"], file, stdin)
     decoding = Decoding(
@@ -184,11 +188,12 @@ def generate(
         top_k=top_k,
         min_p=min_p,
         beams=beams,
-        samples=samples,
+        samples=best_of if reward else samples,
         seed=seed,
         batch_size=batch_size,
     )
     run_generate(
+    from align.winners import keep_best, open_winners
         model,
         given,
         decoding,
@@ -204,6 +209,7 @@ def generate(
 
 
 @app.command()
+    winners = open_winners(reward, best_of, samples, min_score, keep, output)
 def chat(
     model: Annotated[str, typer.Argument(help="Directory or hub id.")],
     versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
@@ -216,7 +222,10 @@ def chat(
     chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
+        winners=winners,
 ) -> None:
+    if keep is not None and output is not None:
+        keep_best(output, keep)
     """Talk to a checkpoint in the terminal."""
     quiet_libraries()
     from align.chat import run_chat

@@ -30,6 +30,7 @@ from align.prompts import as_conversations, check_context
 from align.rollout.base import pad_id, pad_left
 from align.rollout.transformers import TransformersSampler, end_ids, evaluating
 from align.types import Text
+from align.winners import Winners
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def run_generate(
     chat_template: str | None = None,
     dtype: str = "auto",
     columns: Sequence[Mapping[str, Any]] | None = None,
+    winners: Winners | None = None,
     console: Console | None = None,
 ) -> int:
     """What the command does: load, generate, write; returns the number of completions.
@@ -133,6 +135,7 @@ def run_generate(
         chat_template: a built-in name or a .jinja file.
         dtype: of the weights.
         columns: further values per prompt, written into its lines.
+        winners: of each prompt's samples only the best is kept.
         console: where the terminal's output goes.
 
     Raises:
@@ -160,15 +163,18 @@ def run_generate(
         count = 0
         with _progress(stream is not None, len(asked) * decoding.samples) as advance:
             for batch in generate(policy, loaded, asked, decoding):
-                if lines is None:
-                    for generation in batch:
-                        show(generation, decoding.samples, console)
-                else:
-                    extra = [columns[item.index] if columns else {} for item in batch]
-                    rows = [dict(e) | item.row() for e, item in zip(extra, batch, strict=True)]
-                    _write(rows, lines, output)
-                count += len(batch)
                 advance(len(batch))
+                kept = winners.pick(batch, columns) if winners else [(item, {}) for item in batch]
+                if lines is None:
+                    for generation, found in kept:
+                        show(generation, decoding.samples, console, found)
+                else:
+                    extra = [columns[item.index] if columns else {} for item, _ in kept]
+                    rows = [
+                        {**e, **one.row(), **f} for e, (one, f) in zip(extra, kept, strict=True)
+                    ]
+                    _write(rows, lines, output)
+                count += len(kept)
     return count
 
 
@@ -274,13 +280,16 @@ def _beams(
     ]
 
 
-def show(generation: Generation, samples: int, console: Console) -> None:
+def show(
+    generation: Generation, samples: int, console: Console, found: Mapping[str, Any] | None = None
+) -> None:
     """One completion on the terminal; whatever it holds is shown as it is, not as markup."""
-    if generation.sample == 0:
+    if generation.sample == 0 or found:
         console.rule(style="dim")
         console.print(Styled(_last(generation.prompt), style="bold cyan"))
     head = f"[{generation.sample + 1}/{samples}] " if samples > 1 else ""
     note = "" if generation.finished else ", cut at the limit"
+    note += "".join(f", {k.replace('_', ' ')} {v:.4g}" for k, v in (found or {}).items())
     console.print(Styled(head, style="dim") + Styled(generation.completion))
     facts = f"{generation.tokens} tokens, log-probability {generation.logprob:.2f}{note}"
     console.print(Styled(facts, style="dim"))
