@@ -77,6 +77,24 @@ class PPOStage(TrainingStage):
     signals: SignalsSection = Field(default_factory=SignalsSection)
 
 
+class GRPOStage(TrainingStage):
+    """`align grpo`."""
+
+    stage: ClassVar[str] = "grpo"
+    trainer_class: ClassVar[str | None] = "trl:GRPOConfig"
+    reward: list[RewardSourceSection] = Field(min_length=1)
+    signals: SignalsSection = Field(default_factory=SignalsSection)
+
+
+class RLOOStage(TrainingStage):
+    """`align rloo`."""
+
+    stage: ClassVar[str] = "rloo"
+    trainer_class: ClassVar[str | None] = "trl:RLOOConfig"
+    reward: list[RewardSourceSection] = Field(min_length=1)
+    signals: SignalsSection = Field(default_factory=SignalsSection)
+
+
 class EvaluateStage(StageConfig):
     """`align evaluate`."""
 
@@ -96,5 +114,6 @@ class EvaluateStage(StageConfig):
 
 
 STAGES: dict[str, type[StageConfig]] = {
-    cls.stage: cls for cls in (SFTStage, RewardStage, DPOStage, PPOStage, EvaluateStage)
+    cls.stage: cls
+    for cls in (SFTStage, RewardStage, DPOStage, PPOStage, GRPOStage, RLOOStage, EvaluateStage)
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trl
 
+from align.engine.grouped import AlignNames, ResumableGroups
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
 from align.engine.soft_labels import SoftDPOMixin, SoftRewardMixin
@@ -19,3 +20,11 @@ class RewardTrainer(FiniteMixin, GuardMixin, SoftRewardMixin, trl.RewardTrainer)
 
 class DPOTrainer(FiniteMixin, GuardMixin, SoftDPOMixin, trl.DPOTrainer):
     """Direct preference optimisation, on hard or soft labels."""
+
+
+class GRPOTrainer(FiniteMixin, GuardMixin, ResumableGroups, trl.GRPOTrainer, AlignNames):
+    """Group-normalised policy gradient, and the losses TRL has beside it."""
+
+
+class RLOOTrainer(FiniteMixin, GuardMixin, ResumableGroups, trl.RLOOTrainer, AlignNames):
+    """REINFORCE with a leave-one-out baseline."""

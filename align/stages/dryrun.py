@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from transformers import AutoConfig
 
-from align.config.stages import PPOStage, TrainingStage
+from align.config.stages import GRPOStage, PPOStage, RLOOStage, TrainingStage
 from align.engine.checkpoint import check_space
 from align.engine.memory import from_config
 from align.engine.models import peft_config
@@ -28,7 +29,8 @@ def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
     """Estimate memory, check the disk, and say that nothing was trained."""
     from align.stages.common import console
 
-    stage = cast(Literal["sft", "reward", "dpo", "ppo"], config.stage)
+    grouped = isinstance(config, GRPOStage | RLOOStage)  # steps like SFT's, beside a reference
+    stage = cast(Literal["sft", "reward", "dpo", "ppo"], "sft" if grouped else config.stage)
     # Counted on a language model, whose size a classifier's hardly differs from.
     peft = config.peft
     adapter = peft_config(peft.method, peft.kwargs, "CAUSAL_LM") if peft else None
@@ -44,6 +46,8 @@ def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
         autocast=bool(args.bf16 or args.fp16),
         critic=config.value.backbone if isinstance(config, PPOStage) else "none",
     )
+    if grouped and args.beta and not peft:
+        estimate = replace(estimate, reference=estimate.weights)
     console.print(estimate.render())
     check_space(run.path, 0)
     run.finish(dry_run=True, memory=estimate.as_dict())
