@@ -95,6 +95,22 @@ def ppo(
 
 
 @app.command()
+def grpo(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Optimise a policy against rewards with TRL's GRPO: answers measured by their group."""
+    run_stage("grpo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def rloo(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Optimise a policy against rewards with TRL's RLOO: a leave-one-out baseline."""
+    run_stage("rloo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
 def evaluate(
     config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:
