@@ -175,6 +175,10 @@ def generate(
     min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
     beams: Annotated[int, typer.Option("--beams", help="Beam search above 1.")] = 1,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers per prompt.")] = 1,
+    best_of: Annotated[int, typer.Option(help="Draw so many, keep the best by --reward.")] = 1,
+    reward: Annotated[str | None, typer.Option(help="Reward model or module:function.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out winners below it.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Keep this best share of winners.")] = None,
     seed: Annotated[int | None, typer.Option(help="For repeatable samples.")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers decoded at once.")] = 16,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -189,12 +193,9 @@ def generate(
     from align.generate import Decoding, run_generate
     from align.prompts import read_prompts
     from align.stages.preflight import check_model
+    from align.winners import keep_best, open_winners
 
     stdin = None if sys.stdin.isatty() else sys.stdin
-    best_of: Annotated[int, typer.Option(help="Draw so many, keep the best by --reward.")] = 1,
-    reward: Annotated[str | None, typer.Option(help="Reward model or module:function.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out winners below it.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Keep this best share of winners.")] = None,
     check_model("MODEL", model)
     given, columns = read_prompts([p for p in prompts or [] if p != "-"], file, stdin)
     decoding = Decoding(
@@ -208,8 +209,8 @@ def generate(
         seed=seed,
         batch_size=batch_size,
     )
+    winners = open_winners(reward, best_of, samples, min_score, keep, output)
     run_generate(
-    from align.winners import keep_best, open_winners
         model,
         given,
         decoding,
@@ -221,11 +222,13 @@ def generate(
         chat_template=chat_template,
         dtype=dtype,
         columns=columns,
+        winners=winners,
     )
+    if keep is not None and output is not None:
+        keep_best(output, keep)
 
 
 @app.command()
-    winners = open_winners(reward, best_of, samples, min_score, keep, output)
 def chat(
     model: Annotated[str, typer.Argument(help="Directory or hub id.")],
     versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
@@ -238,10 +241,7 @@ def chat(
     chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
-        winners=winners,
 ) -> None:
-    if keep is not None and output is not None:
-        keep_best(output, keep)
     """Talk to a checkpoint in the terminal."""
     quiet_libraries()
     from align.chat import run_chat
