@@ -225,15 +225,6 @@ class EvaluateSection(Section):
     preferences: str | None = None  # those preferences
 
 
-class TrackingSection(Section):
-    """Where metrics go, beside metrics.jsonl."""
-
-    report_to: Annotated[
-        list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]],
-        BeforeValidator(_as_list),
-    ] = ["tensorboard"]
-    project: str = "align"
-    non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch
 AlarmName = Literal[
     "reward_hacking",
     "kl_runaway",
@@ -269,3 +260,12 @@ class SignalsSection(Section):
     stop: StopSection = Field(default_factory=StopSection)
 
 
+class TrackingSection(Section):
+    """Where metrics go, beside metrics.jsonl."""
+
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]],
+        BeforeValidator(_as_list),
+    ] = ["tensorboard"]
+    project: str = "align"
+    non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch

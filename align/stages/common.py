@@ -32,9 +32,9 @@ from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, S
 from align.engine.tokenizer import load_tokenizer
 from align.errors import ConfigError, Interrupted, MissingDependencyError, Problem
 from align.run import Run, fingerprint, write_json
-from feedback.agreement import wilson
 from align.signals import Limits, StopRules, Watch
 from align.signals.callback import SignalsCallback
+from feedback.agreement import wilson
 
 console = Console(stderr=True)
 
@@ -216,11 +216,11 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         guards = [guard.state_dict() for guard in trainer.guards]  # two may share a name
         extra = trainer.extra_state() if hasattr(trainer, "extra_state") else {}
         return {"guards": guards, "trainer": extra, "signals": watch and watch.state_dict()}
-        *([watch] if watch else []),
 
     callbacks: list[TrainerCallback] = [
         GradientCheck(config.tracking.non_finite),
         StopCallback(signals),
+        *([watch] if watch else []),
         metrics,
         CheckpointCallback(state, keep, lineage),
     ]
@@ -239,12 +239,12 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         metrics.close()
     if signals.received:
         step = trainer.state.global_step
-    if watch and watch.stopped:
-        run.finish(stopped=watch.stopped)
         raise Interrupted(
             f"stopped by {signals.received} after step {step}; the checkpoint is in "
             f"{run.checkpoints}. Continue with the same command and --resume."
         )
+    if watch and watch.stopped:
+        run.finish(stopped=watch.stopped)
     if trainer.skipped_batches:
         run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
 
@@ -268,12 +268,12 @@ def _resume_point(trainer: Any, run: Run, watch: SignalsCallback | None) -> Path
         console.print("no checkpoint yet: starting from the beginning")
         return None
     state = load_state(checkpoint, trainer.args.process_index)
-    if watch and state.get("signals"):
-        watch.load_state_dict(state["signals"])
     for guard, saved in zip(trainer.guards, state["guards"], strict=True):
         guard.load_state_dict(saved)
     if hasattr(trainer, "load_extra_state"):
         trainer.load_extra_state(state["trainer"])
+    if watch and state.get("signals"):
+        watch.load_state_dict(state["signals"])
     console.print(f"resuming from {checkpoint}")
     return checkpoint
 
