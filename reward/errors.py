@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from feedback.errors import AlignError
+from feedback.errors import AlignError, MissingDependencyError
+
+__all__ = ["AlignError", "MissingDependencyError", "ModelError", "RewardError"]
 
 
 class ModelError(AlignError, ValueError):

@@ -133,23 +133,8 @@ assert f(d) is None
 assert d == {'k': (1, {2})}
 """,
     ),
-    (
-        """
-def f():
-    yield from range(3)
-""",
-        "assert list(f()) == [0, 1, 2]",
-    ),
-    (
-        """
-def f():
-    return range(3)
-""",
-        """
-assert list(f()) == [0, 1, 2]
-assert len(f()) == 3
-""",
-    ),
+    ("def f():\n    yield from range(3)", "assert list(f()) == [0, 1, 2]"),
+    ("def f(): return range(3)", "assert list(f()) == [0, 1, 2] and len(f()) == 3"),
     (
         """
 def f(x):
