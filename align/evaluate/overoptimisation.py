@@ -113,6 +113,7 @@ def training_curve(
     name: str = "PPO",
     proxy: str = "reward/mean",
     kl: str = "kl/reference",
+    interleave: int = 1,
 ) -> Curve:
     """The curve of training runs, from their metrics; units are runs (seeds).
 
@@ -126,21 +127,24 @@ def training_curve(
         name: of the curve.
         proxy: the metric that was trained on.
         kl: the metric of the distance.
+        interleave: units of each run: every so-manieth update of a block is one. Their rollouts
+            are independent, so intervals then hold over rollouts of these runs, not over seeds.
 
     Raises:
-        DataError: a run logged those metrics at fewer updates than there are blocks.
+        DataError: a run logged those metrics at fewer updates than blocks * interleave.
     """
     tables = []
     for number, rows in enumerate(runs):
         points = [[row[key] for key in (kl, proxy, gold)] for row in rows if gold in row]
-        if len(points) < blocks:
+        if len(points) < blocks * interleave:
             raise DataError(
-                f"run {number} logged {gold} at {len(points)} updates; {blocks} blocks need as "
-                "many. Fix: train longer, or ask for fewer blocks."
+                f"run {number} logged {gold} at {len(points)} updates; {blocks} blocks need "
+                f"{blocks * interleave}. Fix: train longer, or ask for fewer blocks."
             )
         parts = np.array_split(np.asarray(points, dtype=np.float64), blocks)
-        tables.append([part.mean(axis=0) for part in parts])
-    found = np.asarray(tables)  # (runs, blocks, 3)
+        for unit in range(interleave):
+            tables.append([part[unit::interleave].mean(axis=0) for part in parts])
+    found = np.asarray(tables)  # (runs * interleave, blocks, 3)
     d = np.sqrt(np.clip(found[:, :, 0].mean(axis=0), 0, None))
     return Curve(name, d, found[:, :, 1], found[:, :, 2])
 

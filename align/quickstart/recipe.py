@@ -174,11 +174,13 @@ def stage(name: str, folder: Path, seed: int, overrides: list[str]) -> None:
         importlib.import_module(f"align.stages.{name}").run(config, run)
 
 
-def issue_pairs(store: FeedbackStore, policy_path: Path, world: World, seed: int) -> None:
+def issue_pairs(
+    store: FeedbackStore, policy_path: Path, world: World, seed: int, count: int = PAIRS
+) -> None:
     """Sample two answers per training prompt; issue those that differ and say something."""
     policy, _, tokenizer = load_policy(policy_path, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256, seed=seed)
-    rows = world.prompts(PAIRS)
+    rows = world.prompts(count)
     rollout = sampler([row["prompt"] for row in rows], group_size=2)
     answers = [completion[-1]["content"] for completion in rollout.completions]  # type: ignore[index]
     for index, row in enumerate(rows):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from align.report.catalogue import describe
-from align.report.charts import Chart, Line
+from align.report.charts import Chart, Kind, Line
 from align.report.collect import RunData, Series
 from align.report.curves import thin
 from align.report.evidence import seed_label
@@ -83,17 +84,26 @@ class Alarms:
     distances: list[Distance]
 
 
-def gather_alarms(runs: Sequence[RunData]) -> Alarms | None:
-    """Everything the section shows, the gravest alarm first."""
+def gather_alarms(runs: Sequence[RunData], summary: Json | None = None) -> Alarms | None:
+    """Everything the section shows, the gravest alarm first.
+
+    Args:
+        runs: the page's runs.
+        summary: further results; curves under `overoptimisation`, as `Curve.as_dict` writes them,
+            are drawn beside the runs' own.
+    """
     watching = [run for run in runs if run.alarms or mapping(run.record.get("signals"))]
-    if not watching:
+    given = [
+        one for line in rows((summary or {}).get("overoptimisation")) if (one := given_curve(line))
+    ]
+    if not watching and not given:
         return None
     raised = [_raised(run, line) for run in watching for line in run.alarms]
     raised.sort(key=lambda one: (_grade(one.severity), one.step))
     return Alarms(
         raised=raised,
         watched=[_watched(run) for run in watching],
-        distances=[one for run in watching for one in _distances(run)],
+        distances=[*given, *(one for run in watching for one in _distances(run))],
     )
 
 
@@ -173,6 +183,37 @@ def _distances(run: RunData) -> list[Distance]:
         if key.startswith(GOLD) and (chart := distance_chart(run, key)) is not None:
             found.append(Distance(run_label(run), chart))
     return found
+
+
+def given_curve(line: Json) -> Distance | None:
+    """A measured curve of a summary: gold with its interval, and the proxy; None for an odd one."""
+    d, reward, gold, half = (
+        [number(value) for value in items(line.get(key))]
+        for key in ("d", "proxy", "gold", "gold_half_width")
+    )
+    if len(d) < 2 or not len(d) == len(reward) == len(gold) == len(half):
+        return None
+    table = np.array([d, reward, gold, half], dtype=np.float64)  # None becomes NaN
+    if not np.isfinite(table).all():
+        return None
+    at, proxies, middle, width = table[:, np.argsort(table[0], kind="stable")]
+    name, steps = text(line.get("name")) or "curve", at.tolist()
+    drawn = [
+        ("reward", proxies, hue("reward"), 0, "run"),
+        ("gold", middle, hue("ppo"), 0, "mean"),
+        ("gold, low end of 95%", middle - width, hue("ppo"), 1, "faint"),
+        ("gold, high end of 95%", middle + width, hue("ppo"), 1, "faint"),
+    ]
+    lines = [
+        Line(label, steps, values.tolist(), colour, dash, cast(Kind, kind), float(values[-1]))
+        for label, values, colour, dash, kind in drawn
+    ]
+    units = number(line.get("units"))
+    about = f"Dashed: 95% intervals over {units:g} prompts or seeds." if units else ""
+    return Distance(
+        name,
+        Chart(name, f"{name}: gold and reward against distance", about, None, lines, across="√KL"),
+    )
 
 
 def distance_chart(run: RunData, gold: str) -> Chart | None:

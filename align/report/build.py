@@ -153,7 +153,7 @@ def render(
         "evaluations": evaluations,
         "rewards": rewards,
         "feedback": feedback,
-        "alarms": gather_alarms(ordered),
+        "alarms": gather_alarms(ordered, summary),
         "pipeline_across": draw_pipeline(lineage),
         "pipeline_down": draw_pipeline(lineage, vertical=True),
         "lineage": lineage,

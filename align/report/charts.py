@@ -17,6 +17,7 @@ from align.report.values import figure, raw
 
 WIDTH, HEIGHT = 340, 196
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 30
+Kind = Literal["run", "faint", "mean", "held-out"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Line:
     values: Sequence[float]
     hue: str
     dash: int
-    kind: Literal["run", "faint", "mean", "held-out"]
+    kind: Kind
     last: float
 
 

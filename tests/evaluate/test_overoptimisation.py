@@ -131,5 +131,9 @@ def test_the_curve_of_training_runs_is_blocks_of_updates():
     assert curve.proxy[0].tolist() == pytest.approx([0.45, 1.45, 2.45, 3.45])
     assert curve.gold.shape == (2, 4)
     assert curve.gold[0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.02)
+    parts = training_curve([rows(0)], "gold/a", blocks=4, interleave=5)
+    assert parts.proxy.shape == (5, 4)
+    assert parts.proxy[1].tolist() == pytest.approx([0.35, 1.35, 2.35, 3.35])  # updates 1 and 6
+    assert parts.d == pytest.approx(curve.d)
     with pytest.raises(DataError, match="run 1 logged gold/a at 3 updates; 4 blocks"):
         training_curve([rows(0), rows(1, count=3)], "gold/a", blocks=4)

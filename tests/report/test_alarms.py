@@ -129,3 +129,23 @@ def test_gold_is_drawn_against_distance(hacked, page):
 )
 def test_titles(name, title):
     assert title_of(name) == title
+
+
+CURVE = {
+    "name": "best of n",
+    "d": [0.0, 1.0, 2.0],
+    "units": 100,
+    "proxy": [0.0, 1.0, 2.0],
+    "gold": [0.0, 0.5, 0.25],
+    "gold_half_width": [0.1, 0.1, 0.2],
+}
+
+
+def test_measured_curves_are_drawn_with_their_intervals(pipeline, page):
+    odd = [CURVE | {"gold": [1.0]}, CURVE | {"d": [0, None, 1]}, {}]
+    shown = page(pipeline()["ppo"], summary={"overoptimisation": [CURVE, *odd]})
+    section = shown.source.split('<section id="alarms"')[1].split('<section id="training"')[0]
+    assert section.count('class="plot"') == 1
+    assert "best of n: gold and reward against distance" in section
+    assert 'data-label="gold, low end of 95%" data-x="0:1:3" data-y="-0.1,0.4,0.05"' in section
+    assert "over 100 prompts or seeds" in section
