@@ -47,7 +47,7 @@ from align.run import read_jsonl, write_json
 from benchmarks.paired import machine, versions
 from feedback.store import FeedbackStore
 from reward.ensemble import EnsembleReward
-from reward.functions import RewardFn
+from reward.functions import RewardFn, call_reward
 from reward.model import RewardModel
 
 GOLD = "gold/gold_score"
@@ -116,8 +116,9 @@ def choose(sft: Path, members: Sequence[Path], world: World, seed: int, scale: S
         facts = [row["facts"]]
         rollout = sampler([row["prompt"]], group_size=scale.draws, facts=facts)
         for name, scorer in scorers.items():
-            scores = scorer(rollout.prompts, rollout.completions, **rollout.columns)
-            found[name].append([float(score) for score in scores])
+            found[name].append(
+                call_reward(scorer, rollout.prompts, rollout.completions, **rollout.columns)
+            )
     return found
 
 
