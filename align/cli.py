@@ -22,6 +22,8 @@ from rich.console import Console
 from align import __version__
 from align.errors import AlignError, ConfigError
 from align.feedback_cli import app as feedback_app
+from align.reward_cli import TRAIN
+from align.reward_cli import app as reward_app
 
 app = typer.Typer(
     name="align",
@@ -31,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(feedback_app, name="feedback")
+app.add_typer(reward_app, name="reward")
 errors = Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration of the stage.", metavar="CONFIG")]
@@ -70,7 +73,7 @@ def sft(
     run_stage("sft", config, overrides or [], resume=resume, dry_run=dry_run)
 
 
-@app.command()
+@reward_app.command(TRAIN)
 def reward(
     config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:

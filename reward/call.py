@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from reward.errors import RewardError
+from reward.errors import RewardError, RewardTimeoutError
 from reward.functions import accepted, check_values, reward_name, short
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def call_together(calls: Sequence[RewardCall]) -> list[Outcome]:
     """
     stop = threading.Event()
     beside = len(calls) > 1
-    futures = [_start(partial(_run, c, stop)) if c.beside and beside else None for c in calls]
+    futures = [start_thread(partial(_run, c, stop)) if c.beside and beside else None for c in calls]
     try:
         here = [None if future else _run(c, stop) for c, future in zip(calls, futures, strict=True)]
         return [f.result() if f else o for f, o in zip(futures, here, strict=True)]  # type: ignore[misc]
@@ -104,7 +104,7 @@ def _run(call: RewardCall, stop: threading.Event) -> Outcome:
     except RewardError as error:
         if call.name == reward_name(call.function):
             raise
-        raise RewardError(f"reward {call.name!r}: {error}") from error
+        raise type(error)(f"reward {call.name!r}: {error}") from error
 
 
 def _try(call: RewardCall, stop: threading.Event) -> Outcome:
@@ -123,7 +123,8 @@ def _try(call: RewardCall, stop: threading.Event) -> Outcome:
             problem = _describe(call, error, arguments)
             if isinstance(error, BUGS) or len(problems) >= call.retries or stop.is_set():
                 again = f" It was tried {len(problems) + 1} times." if problems else ""
-                raise RewardError(problem + again) from error
+                kind = RewardTimeoutError if isinstance(error, _TimedOut) else RewardError
+                raise kind(problem + again) from error
             problems.append(problem)
             log.warning("%s Trying again (%d of %d).", problem, len(problems), call.retries)
             stop.wait(min(LONGEST_PAUSE, 0.5 * 2 ** (len(problems) - 1)))
@@ -158,7 +159,7 @@ def _describe(call: RewardCall, error: BaseException, arguments: dict[str, Any])
     )
 
 
-def _start(work: Callable[[], Any]) -> Future[Any]:
+def start_thread(work: Callable[[], Any]) -> Future[Any]:
     """Run in a daemon thread, on the caller's GPU and in its context."""
     future: Future[Any] = Future()
     settle = _on_this_device()
@@ -176,7 +177,7 @@ def _start(work: Callable[[], Any]) -> Future[Any]:
 
 
 def _in_thread(work: Callable[[], Any], timeout: float) -> Any:
-    future = _start(work)
+    future = start_thread(work)
     if not wait([future], timeout).done:
         raise _TimedOut()
     return future.result()

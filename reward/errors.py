@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from feedback.errors import AlignError, MissingDependencyError
 
-__all__ = ["AlignError", "MissingDependencyError", "ModelError", "RewardError"]
+__all__ = [
+    "AlignError",
+    "MissingDependencyError",
+    "ModelError",
+    "RewardError",
+    "RewardTimeoutError",
+]
 
 
 class ModelError(AlignError, ValueError):
@@ -17,3 +23,7 @@ class RewardError(AlignError, RuntimeError):
     """A reward function or reward model failed or returned something unusable."""
 
     exit_code = 5
+
+
+class RewardTimeoutError(RewardError, TimeoutError):
+    """A reward function did not return in time."""

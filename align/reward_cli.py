@@ -1,0 +1,137 @@
+"""`align reward CONFIG` trains a reward model; `align reward serve` serves rewards to others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from align.errors import ConfigError, Problem
+
+TRAIN = "train"
+err = Console(stderr=True)
+
+
+class StageGroup(TyperGroup):
+    """Takes a first argument that is no sub-command for the configuration to train with."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the training command in where none is named."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = [TRAIN, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=StageGroup,
+    subcommand_metavar="CONFIG [OVERRIDES]... | serve TARGETS...",
+    help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
+    "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
+)
+
+
+@app.command()
+def serve(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Reward models' directories, or module:function; NAME=TARGET names one.",
+            metavar="TARGETS...",
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8500,
+    max_batch: Annotated[int, typer.Option(min=1, help="Completions scored at once.")] = 64,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds that a first request waits for others.")
+    ] = 0.01,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Completions that may wait; beyond: 429.")
+    ] = 2048,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds of one batch.")] = 600.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Models' raw scores, not normalised.")] = False,
+) -> None:
+    """Serve reward models and reward functions over HTTP.
+
+    Clients must send the token in ALIGN_REWARD_TOKEN, if that is set.
+    """
+    from align.cli import quiet_libraries
+
+    quiet_libraries()
+    from reward.batching import Batcher
+    from reward.remote import TOKEN
+    from reward.serve import create_app, listen
+    from reward.serve import serve as run
+
+    token = os.environ.get(TOKEN) or None
+    listener = listen(host, port)  # a taken port is told before models load
+    batchers = {
+        name: Batcher(
+            name,
+            function,
+            max_batch=max_batch,
+            max_wait=max_wait,
+            max_queue=max_queue,
+            timeout=timeout,
+        )
+        for name, function in open_targets(targets, normalise=not raw).items()
+    }
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        err.print(f"{TOKEN} is not set: whoever reaches {host} may use this server.")
+    place = f"[{host}]" if ":" in host else host
+    print(f"http://{place}:{listener.getsockname()[1]} serves {', '.join(batchers)}", flush=True)
+    run(create_app(batchers, token), listener)
+
+
+def open_targets(targets: Sequence[str], normalise: bool) -> dict[str, Callable[..., Any]]:
+    """Rewards by name.
+
+    Args:
+        targets: directories, hub ids or `module:function`, each perhaps with `NAME=` before it.
+        normalise: by the statistics that a model carries.
+
+    Raises:
+        ConfigError: there is no such model, or two targets have one name.
+        ModelError: a model cannot be loaded.
+        RewardError: a function cannot be imported.
+    """
+    from align.stages.rewards import model_problems
+    from reward.functions import load_reward_function, reward_name
+    from reward.model import RewardModel
+
+    split = [split_name(target) for target in targets]
+    models = [target for _, target in split if not is_function(target)]
+    problems = [p for path in models for p in model_problems("TARGETS", path, normalise)]
+    found: dict[str, Callable[..., Any]] = {}
+    if problems:
+        raise ConfigError(problems)
+    for name, target in split:
+        function: Callable[..., Any] = (
+            load_reward_function(target)
+            if is_function(target)
+            else RewardModel.load(target, normalise=normalise)
+        )
+        name = name or reward_name(function)
+        if name in found:
+            fix = f"name one of them, {name}-2={target}"
+            raise ConfigError([Problem("TARGETS", f"two are named {name!r}.", fix)])
+        found[name] = function
+    return found
+
+
+def split_name(target: str) -> tuple[str, str]:
+    """The name given to a target, or "", and the target."""
+    name, equals, rest = target.partition("=")
+    return (name, rest) if equals and name.replace("-", "_").isidentifier() else ("", target)
+
+
+def is_function(target: str) -> bool:
+    """Whether a target is `module:function` rather than a folder."""
+    module, colon, attribute = target.partition(":")
+    names = [*module.split("."), attribute]
+    return bool(colon) and all(n.isidentifier() for n in names) and not Path(target).exists()

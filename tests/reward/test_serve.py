@@ -1,0 +1,354 @@
+"""The reward server and its client, over real HTTP: batches, a full queue, faults, time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from align.cli import main
+from reward.batching import Batcher
+from reward.errors import RewardError
+from reward.functions import call_reward
+from reward.remote import TOKEN, RemoteReward
+from reward.serve import create_app, listen
+
+
+class Lengths:
+    """Scores by length, remembers its batches, and can be held back."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, prompts, completions, bonus=None, log_metric=None, **columns):
+        self.gate.wait(30)
+        self.batches.append(len(completions))
+        if log_metric:
+            log_metric("reward/disagreement", 0.5)
+        if "bad" in completions:
+            raise ValueError("bad completion")
+        bonus = bonus or [0.0] * len(completions)
+        scores = zip(completions, bonus, strict=True)
+        return [None if text == "skip" else len(text) + extra for text, extra in scores]
+
+
+@contextmanager
+def serving(functions: dict[str, Any], token: str | None = None, **settings: Any) -> Iterator[str]:
+    """A real server on a free port."""
+    batchers = {name: Batcher(name, function, **settings) for name, function in functions.items()}
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(batchers, token), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def post(url: str, *completions: str, **more: Any) -> httpx.Response:
+    body = {"prompts": ["p"] * len(completions), "completions": list(completions), **more}
+    return httpx.post(f"{url}/score", json=body, timeout=20)
+
+
+def health(url: str, name: str = "lengths") -> dict[str, float]:
+    return httpx.get(f"{url}/health").json()["rewards"][name]
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_scores_and_what_the_function_logs():
+    with serving({"lengths": Lengths()}) as url:
+        noted = {}
+        remote = RemoteReward(url, columns=["bonus"], batch_size=2)
+        arguments = (["p"] * 3, ["a", "bbb", "skip"])
+        found = asyncio.run(
+            remote(*arguments, log_metric=noted.__setitem__, bonus=[0.5, 0, 0], unused=[object()])
+        )
+        assert found == [1.5, 3.0, None]
+        assert noted == {"reward/disagreement": 0.5}
+        assert call_reward(RemoteReward(url), ["p"], ["four"]) == [4.0]
+        assert asyncio.run(remote([], [], bonus=[])) == []
+
+
+def test_conversations_arrive_as_they_are():
+    def roles(prompts, completions):
+        return [len(prompts[0][0]["content"]) + len(completions[0][0]["content"])]
+
+    with serving({"roles": roles}) as url:
+        prompt = [{"role": "user", "content": "four"}]
+        assert call_reward(
+            RemoteReward(url), [prompt], [[{"role": "assistant", "content": "x"}]]
+        ) == [5.0]
+
+
+def test_requests_that_come_together_are_one_batch():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}, max_batch=16) as url, ThreadPoolExecutor(12) as pool:
+        first = pool.submit(post, url, "a")
+        until(lambda: health(url)["queued"] == 0 and not first.done())
+        others = [pool.submit(post, url, "x" * (n + 1), "y") for n in range(10)]
+        until(lambda: health(url)["queued"] == 20)
+        function.gate.set()
+        rewards = [other.result().json()["rewards"] for other in others]
+    assert rewards == [[n + 1.0, 1.0] for n in range(10)]  # each gets its own
+    assert sum(function.batches) == 21
+    assert len(function.batches) == 3  # the first, then 16 and 4
+    assert max(function.batches) == 16
+
+
+def test_requests_with_other_columns_are_not_mixed():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}) as url, ThreadPoolExecutor(4) as pool:
+        pool.submit(post, url, "a")
+        until(lambda: health(url)["queued"] == 0)
+        time.sleep(0.1)
+        plain = pool.submit(post, url, "aa")
+        with_bonus = pool.submit(post, url, "aa", columns={"bonus": [5]})
+        until(lambda: health(url)["queued"] == 2)
+        function.gate.set()
+        assert plain.result().json()["rewards"] == [2.0]
+        assert with_bonus.result().json()["rewards"] == [7.0]
+
+
+def test_a_full_queue_refuses_and_the_client_waits_its_turn():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}, max_queue=4) as url, ThreadPoolExecutor(8) as pool:
+        running = pool.submit(post, url, "a")
+        until(lambda: health(url)["queued"] == 0 and not running.done())
+        time.sleep(0.1)
+        waiting = pool.submit(post, url, *"abcd")
+        until(lambda: health(url)["queued"] == 4)
+        refused = post(url, "b")
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"] == {
+            "type": "Overloaded",
+            "message": "4 completions wait already, and the queue holds 4.",
+        }
+        assert post(url, *"abcde").status_code == 413
+        patient = pool.submit(call_reward, RemoteReward(url), ["p"], ["patient"])
+        time.sleep(0.3)
+        assert not patient.done()
+        function.gate.set()
+        assert patient.result() == [7.0]
+        assert waiting.result().status_code == running.result().status_code == 200
+
+
+def test_one_bad_request_spoils_no_other():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}) as url, ThreadPoolExecutor(4) as pool:
+        pool.submit(post, url, "a")
+        until(lambda: health(url)["queued"] == 0)
+        time.sleep(0.1)
+        good, bad = pool.submit(post, url, "good"), pool.submit(post, url, "bad")
+        until(lambda: health(url)["queued"] == 2)
+        function.gate.set()
+        assert good.result().json()["rewards"] == [4.0]
+        answer = bad.result()
+        assert answer.status_code == 500
+        assert "raised ValueError: bad completion" in answer.json()["error"]["message"]
+        with pytest.raises(RewardError, match=r"answered 500: .*raised ValueError: bad"):
+            call_reward(RemoteReward(url, retries=5), ["p"], ["bad"])
+
+
+def test_a_function_that_hangs_is_given_up_and_the_server_lives():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}, timeout=0.3) as url:
+        answer = post(url, "a")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (504, "RewardTimeoutError")
+        function.gate.set()
+        assert post(url, "ab").json()["rewards"] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"prompts": ["p"], "completions": []}, 422, "0 completions came with 1 prompts"),
+        ({"prompts": ["p"]}, 422, "completions: Field required"),
+        ({"prompts": ["p"], "completions": ["c"], "columns": {"x": []}}, 422, "with 0 x"),
+        ({"prompts": ["p"], "completions": ["c"], "columns": {"prompts": ["q"]}}, 422, "no column"),
+        ({"prompts": ["p"], "completions": ["c"], "rewards": "x"}, 422, "rewards: Extra inputs"),
+        (
+            {"prompts": ["p"], "completions": ["c"], "reward": "x"},
+            404,
+            "no reward 'x'; there are a",
+        ),
+        ({"prompts": ["p"], "completions": ["c"]}, 404, "say which `reward`; there are a, b"),
+    ],
+)
+def test_wrong_requests(body, status, message):
+    with serving({"a": Lengths(), "b": Lengths()}) as url:
+        answer = httpx.post(f"{url}/score", json=body)
+        assert answer.status_code == status
+        assert message in answer.json()["error"]["message"]
+        with pytest.raises(RewardError, match=f"answered {404}"):
+            call_reward(RemoteReward(url), ["p"], ["c"])
+        assert call_reward(RemoteReward(url, reward="b"), ["p"], ["c"]) == [1.0]
+
+
+def test_a_token(monkeypatch):
+    with serving({"lengths": Lengths()}, token="s3cret") as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+        with pytest.raises(RewardError, match="answered 401: the token is missing or wrong"):
+            call_reward(RemoteReward(url), ["p"], ["c"])
+        monkeypatch.setenv(TOKEN, "wrong")
+        with pytest.raises(RewardError, match="answered 401") as caught:
+            call_reward(RemoteReward(url), ["p"], ["c"])
+        assert "wrong" not in str(caught.value).replace("missing or wrong", "")
+        monkeypatch.setenv(TOKEN, "s3cret")
+        assert call_reward(RemoteReward(url), ["p"], ["c"]) == [1.0]
+
+
+def test_a_server_out_of_reach_is_told_within_its_time():
+    with listen("127.0.0.1", 0) as silent:  # takes connections and says nothing
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(RewardError, match=r"in 2 attempts; .*no answer within 0.3 s"):
+            call_reward(RemoteReward(place, timeout=0.3, retries=1), ["p"], ["c"])
+        assert time.monotonic() - started < 3
+    with pytest.raises(RewardError, match="ConnectError"):
+        call_reward(RemoteReward(place, timeout=1, retries=1), ["p"], ["c"])
+    with pytest.raises(RewardError, match="expected a URL"):
+        RemoteReward("localhost:8500")
+
+
+def test_a_server_that_comes_back_is_asked_again():
+    with listen("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
+    remote = RemoteReward(f"http://127.0.0.1:{port}", timeout=5, retries=6)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(call_reward, remote, ["p"], ["late"])
+        time.sleep(0.4)
+        assert not waiting.done()
+        batcher = Batcher("lengths", Lengths())
+        app = create_app({"lengths": batcher})
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        sockets = {"sockets": [listen("127.0.0.1", port)]}
+        thread = threading.Thread(target=server.run, kwargs=sockets, daemon=True)
+        thread.start()
+        assert waiting.result(20) == [4.0]
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_a_server_that_stays_full_is_not_waited_for_for_ever():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}, max_queue=1) as url, ThreadPoolExecutor(4) as pool:
+        pool.submit(post, url, "a")
+        until(lambda: health(url)["queued"] == 0)
+        time.sleep(0.1)
+        pool.submit(post, url, "b")
+        until(lambda: health(url)["queued"] == 1)
+        with pytest.raises(RewardError, match=r"429: 1 completions wait already"):
+            call_reward(RemoteReward(url, timeout=1.2, retries=1), ["p"], ["c"])
+        function.gate.set()
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(RewardError, match="needs the column 'bonus'"):
+        call_reward(RemoteReward("http://127.0.0.1:9", columns=["bonus"]), ["p"], ["c"])
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "served.py").write_text(
+        "def words(completions, **columns):\n    return [len(c.split()) for c in completions]\n"
+        "def ones(completions, **columns):\n    return [1.0 for _ in completions]\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "align.cli",
+        "reward",
+        "serve",
+        "served:words",
+        "one=served:ones",
+    ]
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [*command, "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        url, _, names = line.partition(" serves ")
+        assert names == "words, one\n", line + process.stderr.read()
+        assert call_reward(RemoteReward(url, reward="words"), ["p"], ["two words"]) == [2.0]
+        assert call_reward(RemoteReward(url, reward="one"), ["p"], ["two words"]) == [1.0]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["serve", "nowhere/model"], 2, "no reward model"),
+        (["serve", "gone:function"], 5, "importing module 'gone' failed"),
+        (["serve"], 2, "Missing argument 'TARGETS...'"),
+        (["serve", "math:sqrt", "math:sqrt"], 2, "two are named 'sqrt'"),
+        (["nothing.yaml"], 2, "no such configuration file"),
+        (["train", "nothing.yaml"], 2, "no such configuration file"),
+        (["--dry-run"], 2, "Missing argument 'CONFIG'"),
+        ([], 2, "Missing argument 'CONFIG'"),
+    ],
+)
+def test_wrong_commands(capsys, monkeypatch, tmp_path, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    extra = ["--port", "0"] if arguments[:1] == ["serve"] else []
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", *arguments, *extra])
+    assert ended.value.code == code
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_taken_port_is_told(capsys):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(SystemExit) as ended:
+        main(["reward", "serve", "math:sqrt", "--port", str(taken.getsockname()[1])])
+    assert ended.value.code == 5
+    assert "Address already in use" in capsys.readouterr().err
+
+
+def test_help_shows_both(capsys):
+    with pytest.raises(SystemExit):
+        main(["reward", "--help"])
+    out = capsys.readouterr().out
+    assert "CONFIG [OVERRIDES]" in out
+    assert "serve" in out
+    assert "Train a reward model" in out
