@@ -42,6 +42,8 @@ class VLLMSampler(ABC):
     temperature, as the transformers sampler's are. `seed` makes every call repeatable.
     """
 
+    shares_generator = False  # the engine draws from this process's global generator
+
     def __init__(
         self,
         policy: nn.Module,
@@ -164,7 +166,8 @@ class VLLMSampler(ABC):
             self._send(policy, version)
             sent = time.monotonic() - start
             self.policy, self.version = policy, version
-            gap = self._prove(policy, version)
+            with torch.random.fork_rng():  # rollouts draw the same, proven or not
+                gap = self._prove(policy, version)
         return {
             "rollout/sync_seconds": sent,
             "rollout/probe_seconds": time.monotonic() - start - sent,
@@ -220,7 +223,7 @@ class VLLMSampler(ABC):
 
     def _seeds(self, requests: int, copies: int) -> list[int | None]:
         """A seed for each request; vLLM gives copy number i of a request its seed + i."""
-        if not self.temperature:
+        if not self.temperature or (self.seed is None and self.shares_generator):
             return [None] * requests
         base = self.seed
         if base is None:

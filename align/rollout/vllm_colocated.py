@@ -34,6 +34,8 @@ class VLLMColocatedSampler(VLLMSampler):
     as it is made. Other arguments are `VLLMSampler`'s.
     """
 
+    shares_generator = True
+
     def __init__(
         self,
         policy: nn.Module,
@@ -150,7 +152,8 @@ class VLLMColocatedSampler(VLLMSampler):
     def _score(self, tokens: Sequence[int]) -> list[float]:
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        # Greedy, so that the one token it must draw takes nothing from the global generator.
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         (output,) = self._run([tokens], [params])
         steps = output.prompt_logprobs[1:]  # nothing precedes the first
         return [step[token].logprob for token, step in zip(tokens[1:], steps, strict=True)]

@@ -191,7 +191,7 @@ class VLLMServerSampler(VLLMSampler):
         ]
 
     def _score(self, tokens: Sequence[int]) -> list[float]:
-        body = self._body(tokens) | {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
+        body = self._body(tokens) | {"max_tokens": 1, "prompt_logprobs": 0, "temperature": 0.0}
         answer = self._explained(lambda: self.client.post("/v1/completions", body))
         steps = answer["choices"][0]["prompt_logprobs"][1:]  # nothing precedes the first
         return [
