@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.rollout.transformers import build_warpers, end_ids
+from align.rollout.pick import build_warpers
+from align.rollout.transformers import end_ids
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 from align.data.tokens import encode_prompt
 from align.engine.head import policy_logprobs
 from align.errors import ModelError
-from align.rollout import transformers as rollout_module
+from align.rollout.cache import SlotCache
 from align.rollout.transformers import TransformersSampler, end_ids
 
 PROMPTS = ["Where is", "Thank you, that", "I", "The quick brown fox jumps over the lazy"]
@@ -73,11 +73,9 @@ def test_log_probabilities_are_the_policys_own(
 ):
     model = policy if name == "llama" else other(name, tiny_tokenizer)
     shrunk = []
-    original = rollout_module.DynamicCache.batch_select_indices
+    original = SlotCache.select
     monkeypatch.setattr(
-        rollout_module.DynamicCache,
-        "batch_select_indices",
-        lambda self, keep: shrunk.append(len(keep)) or original(self, keep),
+        SlotCache, "select", lambda self, keep: shrunk.append(len(keep)) or original(self, keep)
     )
     sampler = TransformersSampler(
         model, tiny_tokenizer, max_new_tokens=24, temperature=temperature, seed=1
