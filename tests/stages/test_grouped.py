@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,8 +93,6 @@ def launch(tmp_path, policy_dir, data_files, monkeypatch, records) -> Callable[.
 @pytest.fixture
 def unreadable(policy_dir, tmp_path) -> Path:
     """A model that ends the run with exit code 4 as soon as its weights are loaded."""
-    import shutil
-
     folder = Path(shutil.copytree(policy_dir, tmp_path / "unreadable"))
     file = folder / "model.safetensors"
     weights = load_file(file) | {"model.norm.weight": torch.full((32,), float("nan"))}
@@ -146,7 +146,7 @@ def test_an_adapter_on_an_adapter_has_the_start_for_reference(launch, stage, tmp
     assert metrics(second)[0]["kl/reference"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_a_merged_adapter_is_written_for_tr_to_read(launch, tmp_path, make_rollout):
+def test_a_merged_adapter_is_written_for_trl_to_read(launch, tmp_path, make_rollout):
     first = launch("grpo", LORA, "trainer.learning_rate=0.3", f"run.dir={tmp_path / 'first'}")
     run = launch("grpo", f"model.path={first / 'model'}")
     assert metrics(run)[0]["kl/reference"] == pytest.approx(0.0, abs=1e-4)
@@ -154,6 +154,28 @@ def test_a_merged_adapter_is_written_for_tr_to_read(launch, tmp_path, make_rollo
     wanted = policy_logprobs(load_causal_lm(first / "model"), rollout)
     found = policy_logprobs(load_causal_lm(run / "reference"), rollout)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_an_end_of_turn_of_the_templates_own_ends_answers_and_is_learnt(
+    launch, policy_dir, tiny_tokenizer, tmp_path, monkeypatch
+):
+    """The token is new to the model as well: its vocabulary grows, and the reference's with it."""
+    folder = Path(shutil.copytree(policy_dir, tmp_path / "own"))
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", "'<|eot|>'")
+    tokenizer.save_pretrained(folder)
+    built, build = [], grouped.build_trainer
+    monkeypatch.setattr(
+        grouped, "build_trainer", lambda *a, **k: built.append(build(*a, **k)) or built[0]
+    )
+    run = launch("grpo", f"model.path={folder}")
+    end = tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert {end, tokenizer.eos_token_id} <= set(built[0].eos_token_ids)
+    assert built[0].ref_model.get_input_embeddings().num_embeddings == end + 1
+    assert metrics(run)[0]["kl/reference"] == pytest.approx(0.0, abs=1e-4)
+    saved = json.loads((run / "model" / "generation_config.json").read_text())
+    assert end in saved["eos_token_id"]
 
 
 def test_a_wrong_reference_is_found_before_the_first_step(launch, monkeypatch):
@@ -275,16 +297,15 @@ def test_a_reward_that_is_wrong_is_named(launch):
         launch("grpo", "reward=[{function: 'grouped_words:broken'}]")
 
 
-def test_absolute_positions_are_refused(tiny_llama, tiny_tokenizer):
+def test_absolute_positions_are_refused(launch, tiny_tokenizer, tmp_path):
     config = GPT2Config(
         n_embd=32, n_layer=2, n_head=4, n_positions=128, vocab_size=len(tiny_tokenizer)
     )
     torch.manual_seed(0)
-    with pytest.raises(
-        ModelError, match=r"GPT2LMHeadModel by up to.*absolute positions.*align ppo"
-    ):
-        grouped_checks.check_padding(AutoModelForCausalLM.from_config(config), tiny_tokenizer)
-    grouped_checks.check_padding(tiny_llama(), tiny_tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel by up to.*absolute positions"):
+        launch("grpo", f"model.path={tmp_path / 'gpt2'}")
 
 
 def test_schedules_count_batches_of_completions():
