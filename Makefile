@@ -12,11 +12,12 @@ export TOKENIZERS_PARALLELISM ?= false
 export NO_MKDOCS_2_WARNING ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench docs clean setup setup-dev
+.PHONY: help quickstart test vllm check bench docs clean setup setup-dev
 
 help:
 	@echo "make quickstart   set up, then run the whole loop on a small generated world"
 	@echo "make test         set up, then run the tests        (PYTEST_ARGS='-m \"not slow\"')"
+	@echo "make vllm         install a CPU build of vLLM into an environment of its own"
 	@echo
 	@echo "For contributors:"
 	@echo "make check        lint, types, import rules, documentation, house rules"
@@ -35,6 +36,9 @@ quickstart: setup
 
 test: setup-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+vllm: setup
+	$(BIN)/python -m align.rollout.vllm_environment
 
 check: setup-dev
 	$(BIN)/python scripts/check.py
