@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from align.rollout.cache import SlotCache
 
 NAME = "align_slots"
+BLOCK = 8  # rows that attend at once on a CPU: fewer columns against more calls
 CACHE: ContextVar[SlotCache] = ContextVar("align_slot_cache")
 
 
@@ -47,21 +48,36 @@ def slot_attention(
         (1, N, heads, D) or (B, 1, heads, D), and no weights.
     """
     cache = CACHE.get()
+    window = cache.slots[int(module.layer_idx)].sliding_window  # type: ignore[arg-type]
     if cache.segments:
-        window = cache.slots[int(module.layer_idx)].sliding_window  # type: ignore[arg-type]
         return attend_packed(query, key, value, cache, window, scaling), None
-    return attend_one(query, key, value, attention_mask, scaling), None
+    return attend_one(query, key, value, attention_mask, cache, window, scaling), None
 
 
 def attend_one(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    cache: SlotCache,
+    window: int | None,
+    scaling: float | None,
 ) -> Tensor:
     """One new token a row, (B, 1, heads, D); the query heads of a key head attend together."""
     rows, heads, _, size = query.shape
-    if mask is not None:
-        mask = mask[..., -key.shape[2] :]  # a sliding layer has fewer columns
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-    output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    at_once = BLOCK if query.device.type == "cpu" else rows
+    parts = [
+        scaled_dot_product_attention(
+            grouped[block],
+            key[block, :, columns],
+            value[block, :, columns],
+            attn_mask=None if mask is None else mask[block, ..., columns],
+            scale=scaling,
+        )
+        for block, columns in cache.blocks(at_once, window)
+    ]
+    output = parts[0] if len(parts) == 1 else torch.cat(parts)
     return output.reshape(rows, 1, heads, -1)
 
 

@@ -8,7 +8,7 @@ sliding-window attention layers (see `align.rollout.runners.fits`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,8 @@ class SlotLayer(CacheLayerMixin):
             return key_states, value_states
         for buffer, new in pairs:
             buffer[: cache.used, :, cache.end] = new[:, :, 0]
-        begin, end = cache.begin, cache.end + 1
-        if self.sliding_window is not None:
-            begin = max(begin, end - self.sliding_window)
-        return self.keys[: cache.used, :, begin:end], self.values[: cache.used, :, begin:end]
+        end = cache.end + 1
+        return self.keys[: cache.used, :, :end], self.values[: cache.used, :, :end]
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
         """Copy rows; no row is both a source and a target."""
@@ -120,6 +118,19 @@ class SlotCache(Cache):
     def begin(self) -> int:
         """The first column that any row has."""
         return min(self.starts, default=self.end)
+
+    def blocks(self, size: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+        """Rows, and the columns that they attend to once the next is written, `size` rows a time.
+
+        Rows that joined together have prompts of similar length, so a block has little before its
+        rows' first columns.
+        """
+        end = self.end + 1
+        for row in range(0, self.used, size):
+            begin = min(self.starts[row : row + size])
+            if window is not None:
+                begin = max(begin, end - window)
+            yield slice(row, row + size), slice(begin, end)
 
     def admit(self, lengths: Sequence[int]) -> None:
         """Make room for rows whose prompts have these lengths, after the rows in use."""

@@ -125,7 +125,7 @@ class SlotRunner:
             self._hide()
         output = self.model(
             input_ids=tokens[:, None],
-            attention_mask=self.mask[: cache.used, :, :, cache.begin : cache.end + 1],
+            attention_mask=self.mask[: cache.used, :, :, : cache.end + 1],
             position_ids=self.positions[:, None],
             past_key_values=cache,
             use_cache=True,
