@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from align.run import read_jsonl, write_json
 from benchmarks.paired import machine, versions
 from feedback.store import FeedbackStore
 from reward.ensemble import EnsembleReward
-from reward.functions import RewardFn, call_reward
+from reward.functions import call_reward
 from reward.model import RewardModel
 
 GOLD = "gold/gold_score"
@@ -96,6 +96,7 @@ def prepare(folder: Path, seed: int, scale: Scale) -> tuple[World, Path, list[Pa
     for member in range(scale.members):
         place = folder / f"member-{member}"
         given = [f"model.path={sft}", f"data.train={url}", *short]
+        given += ["normalisation.prompts=8"] if short else []
         stage("reward", place, 1000 * seed + member, given)
         members.append(place / "reward" / "model")
     return world, sft, members
@@ -106,7 +107,7 @@ def choose(sft: Path, members: Sequence[Path], world: World, seed: int, scale: S
     policy, _, tokenizer = load_policy(sft, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256)
     torch.manual_seed(seed)
-    scorers: dict[str, RewardFn] = {
+    scorers: dict[str, Callable[..., Any]] = {
         "one": RewardModel.load(members[0]),
         "bound": EnsembleReward(members, mode="lower_bound", pessimism=scale.pessimism),
         "gold": gold_score,
