@@ -21,7 +21,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -221,26 +221,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="with commas")
     parser.add_argument("--blocks", type=int, default=8, help="points of PPO's curves")
     parser.add_argument("--tiny", action="store_true", help="to see that it works; says nothing")
-    for name, kind in (
-        ("pairs", int),
-        ("members", int),
-        ("updates", int),
-        ("learning_rate", float),
-    ):
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, default=getattr(Scale, name))
+    for one in fields(Scale):
+        option = f"--{one.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(one.default), default=one.default)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    scale = (
-        TINY
-        if given.tiny
-        else Scale(
-            pairs=given.pairs,
-            members=given.members,
-            updates=given.updates,
-            learning_rate=given.learning_rate,
-        )
-    )
+    chosen = {one.name: getattr(given, one.name) for one in fields(Scale)}
+    scale = TINY if given.tiny else Scale(**chosen)
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
         numbers = [int(seed) for seed in given.seeds.split(",")]
