@@ -60,9 +60,6 @@ def serve(
 
     Clients must send the token in ALIGN_REWARD_TOKEN, if that is set.
     """
-    from align.cli import quiet_libraries
-
-    quiet_libraries()
     from reward.batching import Batcher
     from reward.remote import TOKEN
     from reward.serve import create_app, listen
@@ -100,28 +97,40 @@ def open_targets(targets: Sequence[str], normalise: bool) -> dict[str, Callable[
         ModelError: a model cannot be loaded.
         RewardError: a function cannot be imported.
     """
-    from align.stages.rewards import model_problems
     from reward.functions import load_reward_function, reward_name
-    from reward.model import RewardModel
 
     split = [split_name(target) for target in targets]
-    models = [target for _, target in split if not is_function(target)]
-    problems = [p for path in models for p in model_problems("TARGETS", path, normalise)]
+    models = load_models([t for _, t in split if not is_function(t)], normalise)
     found: dict[str, Callable[..., Any]] = {}
-    if problems:
-        raise ConfigError(problems)
     for name, target in split:
-        function: Callable[..., Any] = (
-            load_reward_function(target)
-            if is_function(target)
-            else RewardModel.load(target, normalise=normalise)
-        )
+        function = models[target] if target in models else load_reward_function(target)
         name = name or reward_name(function)
         if name in found:
             fix = f"name one of them, {name}-2={target}"
             raise ConfigError([Problem("TARGETS", f"two are named {name!r}.", fix)])
         found[name] = function
     return found
+
+
+def load_models(paths: Sequence[str], normalise: bool) -> dict[str, Callable[..., Any]]:
+    """Reward models by directory; without any, nothing heavy is imported.
+
+    Raises:
+        ConfigError: there is no such model.
+        ModelError: it cannot be loaded.
+    """
+    if not paths:
+        return {}
+    from align.cli import quiet_libraries
+
+    quiet_libraries()
+    from align.stages.rewards import model_problems
+    from reward.model import RewardModel
+
+    problems = [p for path in paths for p in model_problems("TARGETS", path, normalise)]
+    if problems:
+        raise ConfigError(problems)
+    return {path: RewardModel.load(path, normalise=normalise) for path in paths}
 
 
 def split_name(target: str) -> tuple[str, str]:

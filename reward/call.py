@@ -134,10 +134,10 @@ def _attempt(call: RewardCall, arguments: dict[str, Any]) -> Any:
     function = partial(call.function, **arguments)
     limit = ASYNC_SECONDS if call.timeout is None else call.timeout
     if is_async(call.function):
-        return _in_loop(function, limit)
+        return in_loop(function, limit)
     values = function() if call.timeout is None else _in_thread(function, call.timeout)
     if inspect.isawaitable(values):  # a plain function that hands on a coroutine
-        return _in_loop(lambda: values, limit)
+        return in_loop(lambda: values, limit)
     return values
 
 
@@ -209,7 +209,7 @@ class _Loop:
                 _Loop.current = None
 
 
-def _in_loop(make: Callable[[], Awaitable[Any]], timeout: float) -> Any:
+def in_loop(make: Callable[[], Awaitable[Any]], timeout: float) -> Any:
     """Await on the background loop, so that the caller may itself be in a loop (a notebook)."""
     settle = _on_this_device()
 
