@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,10 @@ from align.rollout.transcript import Transcript, reply_ids
 from align.types import Messages, Rollout, SyncedSampler, Text
 
 INFO_COLUMN, TURNS_COLUMN = "environment_info", "environment_turns"
+
+
+class SyncedEngine(Engine, SyncedSampler, Protocol):
+    """vLLM's samplers: they draw, and take over weights."""
 
 
 @dataclass
@@ -99,16 +103,6 @@ class EnvironmentSampler:
     def seed(self, seed: int | None) -> None:
         if hasattr(self.engine, "seed"):
             self.engine.seed = seed
-
-    def sync(self, policy: nn.Module, version: int) -> dict[str, float]:
-        """Pass the policy on to an engine with weights of its own."""
-        self.version = version
-        return self.engine.sync(policy, version) if isinstance(self.engine, SyncedSampler) else {}
-
-    def close(self) -> None:
-        """Let go of an engine with weights of its own."""
-        if isinstance(self.engine, SyncedSampler):
-            self.engine.close()
 
     def __call__(self, prompts: list[Text], group_size: int = 1, **columns: list[Any]) -> Rollout:
         """Play `group_size` episodes from each prompt; a prompt's lie side by side.
@@ -232,6 +226,25 @@ class EnvironmentSampler:
             real=real.float().to(self.device),
             version=self.version,
         )
+
+
+class SyncedEnvironmentSampler(EnvironmentSampler):
+    """On an engine with weights of its own, which the trainer brings over (`SyncedSampler`)."""
+
+    engine: SyncedEngine
+
+    def sync(self, policy: nn.Module, version: int) -> dict[str, float]:
+        """Pass the policy on to the engine.
+
+        Raises:
+            SamplerError: the weights did not arrive.
+        """
+        self.version = version
+        return self.engine.sync(policy, version)
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self.engine.close()
 
 
 def _step_call(episode: Episode) -> Call:

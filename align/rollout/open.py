@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -13,7 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from align.config.sections import PeftSection, RolloutSection, VLLMSection
-from align.errors import MissingDependencyError, Problem
+from align.engine.head import causal_lm
+from align.errors import ConfigError, MissingDependencyError, Problem
+from align.rollout.environment import load_environment
+from align.rollout.episodes import EnvironmentSampler, SyncedEnvironmentSampler
 from align.rollout.transformers import TransformersSampler
 from align.rollout.vllm import VLLMSampler, resolve_dtype, truncation_problem
 from align.rollout.vllm_environment import INSTALL, find_python, vllm_here
@@ -46,7 +50,7 @@ def open_sampler(
         SamplerError: the engine did not start or did not get the weights.
     """
     if section.engine == "transformers":
-        return TransformersSampler(
+        engine: TransformersSampler | VLLMSampler = TransformersSampler(
             policy,
             tokenizer,
             max_new_tokens=section.max_new_tokens,
@@ -56,7 +60,41 @@ def open_sampler(
             top_k=section.top_k,
             batch_size=section.batch_size,
         )
-    return _open_vllm(section, policy, tokenizer, Path(folder) / "vllm")
+    else:
+        engine = _open_vllm(section, policy, tokenizer, Path(folder) / "vllm")
+    return in_environment(section, engine, policy, tokenizer)
+
+
+def in_environment(
+    section: RolloutSection,
+    engine: TransformersSampler | VLLMSampler,
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Sampler:
+    """Episodes drawn by an engine, where the section names an environment; else the engine itself.
+
+    Raises:
+        ConfigError: the environment cannot be imported.
+        ModelError: the tokenizer has no chat template.
+    """
+    if section.environment is None:
+        return engine
+    model = causal_lm(policy)
+    limits = [
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        section.vllm.max_model_len,
+    ]
+    settings: dict[str, Any] = {
+        "make_environment": load_environment(section.environment),
+        "max_turns": section.max_turns,
+        "max_new_tokens": section.max_new_tokens,
+        "context": min(filter(None, limits), default=None),
+        "timeout": section.environment_timeout,
+        "device": model.device,
+    }
+    if isinstance(engine, TransformersSampler):
+        return EnvironmentSampler(engine, tokenizer, **settings)
+    return SyncedEnvironmentSampler(engine, tokenizer, **settings)
 
 
 def _open_vllm(
@@ -129,6 +167,26 @@ def check_rollout(
         peft: the run's adapters, if any.
         quantization: of the policy, if any.
     """
+    return _check_environment(section) + _check_engine(section, peft, quantization)
+
+
+def _check_environment(section: RolloutSection) -> list[Problem]:
+    if section.environment is not None:
+        try:
+            load_environment(section.environment)
+        except ConfigError as error:
+            return error.problems
+        return []
+    used = sorted({"max_turns", "environment_timeout"} & section.model_fields_set)
+    what = "set, but there is no environment."
+    return [
+        Problem(f"rollout.{key}", what, "set rollout.environment, or remove it.") for key in used
+    ]
+
+
+def _check_engine(
+    section: RolloutSection, peft: PeftSection | None, quantization: str | None
+) -> list[Problem]:
     if section.engine == "transformers":
         used = sorted(section.vllm.model_fields_set)
         what = f"set, but rollout.engine is transformers ({', '.join(used)})."

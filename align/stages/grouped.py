@@ -119,7 +119,7 @@ def run_grouped(
         )
     check_reference(trainer, tokenizer, data.train["prompt"][:4])
     sampler = TransformersSampler(
-        trainer.model, tokenizer, args.max_completion_length, temperature=args.temperature
+        trainer.model, tokenizer, args.max_completion_length, temperature=args.temperature, seed=0
     )
     shown = data.validation if data.validation is not None else data.train
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)  # never from shards

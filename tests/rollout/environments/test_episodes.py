@@ -13,6 +13,7 @@ from align.engine.head import completion_logprobs
 from align.errors import ConfigError, ModelError
 from align.rollout.base import Draw
 from align.rollout.environment import environment_reward, load_environment
+from align.rollout.episodes import SyncedEnvironmentSampler
 from align.rollout.transcript import Transcript, reply_ids
 from align.types import Sampler, SyncedSampler
 from reward.functions import call_reward
@@ -20,7 +21,7 @@ from reward.functions import call_reward
 
 def test_an_episode_is_turns_and_replies(play, tiny_tokenizer, prompts, counter):
     sampler = play()
-    assert isinstance(sampler, SyncedSampler)
+    assert not isinstance(sampler, SyncedSampler)  # the engine has no weights of its own
     rollout = sampler(prompts, group_size=2, answer=[1, 2, 3])
     assert rollout.prompts == [p for p in prompts for _ in range(2)]
     assert rollout.finished.all()
@@ -220,12 +221,23 @@ def test_what_cannot_be_played_is_refused(play, prompts):
         play()([])
 
 
-def test_the_seed_is_the_engines(play, engine, prompts):
+def test_the_seed_is_the_engines(play, engine):
     sampler: Sampler = play()
     sampler.seed = 7
     assert engine.seed == 7
-    assert sampler.sync(engine.model, 3) == {}
-    assert sampler([prompts[0]]).version == 3
+
+
+def test_an_engine_with_weights_of_its_own_is_kept_up_to_date(engine, counter, tiny_tokenizer):
+    """What vLLM's samplers do of `SyncedSampler`, on the plain engine."""
+    brought = []
+    engine.sync = lambda policy, version: brought.append(version) or {"sync/seconds": 1.0}
+    engine.close = lambda: brought.append("closed")
+    sampler = SyncedEnvironmentSampler(engine, tiny_tokenizer, counter, max_new_tokens=8)
+    assert isinstance(sampler, SyncedSampler)
+    assert sampler.sync(engine.model, 3) == {"sync/seconds": 1.0}
+    assert sampler(["Hello"]).version == 3
+    sampler.close()
+    assert brought == [3, "closed"]
 
 
 def test_the_reward_function_reads_the_environments_column(play, prompts):
