@@ -42,6 +42,8 @@ KNOWN: dict[str, Metric] = {
     "reward/mean": Metric("Reward", "Mean score of the rollouts."),
     "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
     "reward/kl_shaped": Metric("KL-shaped reward", "Score less the KL penalty: what PPO raises."),
+    "reward/disagreement": Metric("Disagreement", "Spread of an ensemble's members."),
+    "reward/lower_bound": Metric("Lower bound", "Of an ensemble: mean less spread."),
     "kl/reference": Metric("KL to the reference", "Nats per answer, estimator k1.", 0.0),
     "kl/k1": Metric("KL, estimator k1", "", 0.0),
     "kl/k3": Metric("KL, estimator k3", "Never negative.", 0.0),
@@ -58,6 +60,13 @@ KNOWN: dict[str, Metric] = {
     "rollout/eos_rate": Metric("Finished answers", "Share that ended by themselves.", 1.0),
     "rollout/length_mean": Metric("Answer length", "Tokens."),
     "rollout/length_max": Metric("Longest answer", "Tokens."),
+    "rollout/repetition": Metric("Repetition", "Share of repeated 4-grams in an answer."),
+    "rollout/age": Metric("Age of rollouts", "Updates between sampling and training weights.", 0.0),
+    "correction/ratio_mean": Metric(
+        "Mean correction", "Trainer's over sampler's probability.", 1.0
+    ),
+    "correction/clipped": Metric("Corrections clipped"),
+    "correction/dropped": Metric("Corrections dropped"),
     "rollout/sampler_gap": Metric(
         "Sampler gap", "Log-probability, sampler against trainer; near 0 when they agree.", 0.0
     ),
@@ -97,10 +106,12 @@ NAMESPACES: dict[str, str] = {
     "rewards": "Implicit rewards",
     "logps": "Log-probabilities",
     "logits": "Logits",
+    "gold": "Gold reward (held out)",
     "kl": "KL divergence",
     "policy": "Policy",
     "value": "Critic",
     "rollout": "Rollouts",
+    "correction": "Correction of the sampler",
     "guard": "Guards",
     "speed": "Speed",
     "memory": "Memory",
