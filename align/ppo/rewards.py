@@ -110,7 +110,8 @@ class RewardScorer:
         self, term: RewardTerm, values: Sequence[float | None], rollout: Rollout, learn: bool
     ) -> Sequence[float | None]:
         if term.normalise == "group":
-            groups = groups_of(rollout.prompts, self.group_size)
+            # What is only looked at may come in other groups than training's.
+            groups = groups_of(rollout.prompts, self.group_size if learn else None)
             if learn and len(groups) == len(rollout) > 1:
                 raise RewardError(
                     f"reward {term.name!r} is normalised in groups, but every prompt has one "

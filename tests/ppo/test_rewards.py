@@ -74,6 +74,10 @@ def test_groups_are_normalised_by_prompt(make_rollout):
     with pytest.raises(RewardError, match=r"'a' is normalised in groups, .*group_size"):
         score(rollout)
     assert score(rollout, learn=False)[0] == [0.0] * 4  # only looked at
+    score.group_size = 3  # of training
+    assert score(rollout, learn=False)[0] == [0.0] * 4
+    with pytest.raises(RewardError, match="4 completions are not groups of 3"):
+        score(rollout)
 
 
 def test_clipping_comes_after_normalisation_and_before_the_weight(make_rollout):
