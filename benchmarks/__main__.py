@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
-MODULES = ("label_studio", "soft_labels")
+MODULES = ("label_studio", "ppo", "rollout", "soft_labels")
 
 
 def main() -> int:
@@ -67,7 +67,8 @@ def comparisons(name: str, found: dict[str, Any]) -> list[tuple[str, dict[str, A
 def row(part: str, one: dict[str, Any], found: dict[str, Any]) -> str:
     """One line of the table."""
     low, high = one["ratio_range"]
-    peer = f"{found['peer']} {found['versions'].get(found['peer'], '')}".strip()
+    name = one.get("peer", found["peer"])
+    peer = f"{name} {found['versions'].get(name, '')}".strip()
     return (
         f"| `{part}` | {peer} | {one['ratio']:.2f} ({low:.2f}–{high:.2f}) | "
         f"{one['ours_seconds']:.2f} s | {one['peer_seconds']:.2f} s | "
