@@ -156,13 +156,11 @@ class PaddedRunner:
     joins = False
     keep_share = 0.75
 
-    def __init__(self, policy: nn.Module, padding: int, longest_answer: int):
-        self.policy = policy
+    def __init__(self, policy: nn.Module, padding: int, longest_prompt: int, longest_answer: int):
+        self.policy, self.model = policy, causal_lm(policy)
         self.virtual = has_virtual_tokens(policy)
-        self.model = policy if self.virtual else causal_lm(policy)
-        self.padding, self.longest_answer = padding, longest_answer
-        self.device = causal_lm(policy).device
-        self.mask = torch.empty(0, 0, dtype=torch.long, device=self.device)  # (B, columns)
+        self.padding, self.device = padding, self.model.device
+        self.longest_prompt, self.longest_answer = longest_prompt, longest_answer
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -171,32 +169,48 @@ class PaddedRunner:
 
     def admit(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """Compute prompts once each and copy their cache; there are no other rows."""
-        self.cache = DynamicCache(config=causal_lm(self.policy).config)
         ids, mask = pad_left(prompts, self.padding, self.device)
-        logits = self._forward(ids, mask, position_ids(mask), logits_to_keep=1)
         rows = torch.tensor([i for i, n in enumerate(copies) for _ in range(n)], device=self.device)
+        if self.virtual:
+            # PEFT counts positions from its learnt tokens on, padding included: a completion is
+            # what it will be scored as only with the padding that its rollout will have.
+            short = self.longest_prompt - ids.shape[1]
+            ids = nn.functional.pad(ids, (short, 0), value=self.padding)
+            mask = nn.functional.pad(mask, (short, 0))
+            output = self.policy(
+                input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1
+            )
+        else:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids(mask),
+                past_key_values=DynamicCache(config=self.model.config),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache = output.past_key_values
+        self.width = self.cache.get_seq_length()
+        learnt = self.width - ids.shape[1]
         if len(rows) > len(prompts):
             self.cache.batch_select_indices(rows)
-        self.width = ids.shape[1]
-        answer = mask.new_ones(len(rows), self.longest_answer)
-        self.mask = torch.cat([mask[rows], answer], dim=1)
-        self.positions = mask[rows].sum(dim=1)
-        return logits[rows]
+        before, after = (mask.new_ones(len(rows), n) for n in (learnt, self.longest_answer))
+        self.mask = torch.cat([before, mask[rows], after], dim=1)  # (B, columns)
+        self.positions = mask[rows].sum(dim=1)  # (B,) of the next token
+        return output.logits[:, -1][rows]
 
     def step(self, tokens: Tensor) -> Tensor:
-        """One forward pass over one token a row."""
+        """One forward pass over one token a row; learnt tokens are in the cache by now."""
+        positions = torch.full_like(self.positions, self.width) if self.virtual else self.positions
         self.width += 1
-        seen = self.mask[:, : self.width]
-        logits = self._forward(tokens[:, None], seen, self.positions[:, None])
-        self.positions += 1
-        return logits
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: int) -> Tensor:
-        if not self.virtual:  # PEFT counts its learnt tokens in by itself
-            more["position_ids"] = positions  # type: ignore[assignment]
         output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **more
+            input_ids=tokens[:, None],
+            attention_mask=self.mask[:, : self.width],
+            position_ids=positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
         )
+        self.positions += 1
         return output.logits[:, -1]
 
     def select(self, order: Sequence[int]) -> None:

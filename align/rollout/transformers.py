@@ -95,7 +95,7 @@ class TransformersSampler:
             longest = max(len(p) + new for p, new in zip(prompts, budgets, strict=True))
             runner = SlotRunner(self.policy, at_once, longest, spare=rows > at_once)
         else:
-            runner = PaddedRunner(self.policy, pad_id(self.tokenizer), most)
+            runner = PaddedRunner(self.policy, pad_id(self.tokenizer), max(map(len, prompts)), most)
         ends = end_ids(self.policy, self.tokenizer)
         with torch.inference_mode(), evaluating(self.policy), runner.running():
             pick = self._picker(numbers, ends)
