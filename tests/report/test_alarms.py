@@ -146,6 +146,7 @@ def test_measured_curves_are_drawn_with_their_intervals(pipeline, page):
     shown = page(pipeline()["ppo"], summary={"overoptimisation": [CURVE, *odd]})
     section = shown.source.split('<section id="alarms"')[1].split('<section id="training"')[0]
     assert section.count('class="plot"') == 1
+    assert "No alarm was raised" not in section  # nothing was watched
     assert "best of n: gold and reward against distance" in section
     assert 'data-label="gold, low end of 95%" data-x="0:1:3" data-y="-0.1,0.4,0.05"' in section
     assert "over 100 prompts or seeds" in section
