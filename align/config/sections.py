@@ -188,6 +188,9 @@ class RolloutSection(Section):
     top_k: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, gt=0)  # completions decoded at once
     vllm: VLLMSection = Field(default_factory=VLLMSection)
+    environment: str | None = None  # module:Class; max_new_tokens is then of one turn
+    max_turns: int = Field(default=8, gt=0)  # of the model's in an episode
+    environment_timeout: float = Field(default=60.0, gt=0)  # seconds of one of its calls
 
     @model_validator(mode="after")
     def _room_to_end(self) -> RolloutSection:
