@@ -95,6 +95,7 @@ class VLLMSampler(ABC):
         self.ends = end_ids(unwrapped(policy), tokenizer)
         config = causal_lm(unwrapped(policy)).config.get_text_config()
         self.probe = Probe(int(config.vocab_size), self.dtype, self.context, tolerance)
+        self.proven = False  # the engine has the weights of `version`
         self._lock = threading.RLock()  # no draw may see weights change under it
 
     def __call__(self, prompts: list[Text], group_size: int = 1, **columns: list[Any]) -> Rollout:
@@ -139,6 +140,11 @@ class VLLMSampler(ABC):
             for _ in range(repeats)
         ]
         with self._alone():
+            if not self.proven:
+                raise SamplerError(
+                    "vLLM was restarted or closed, or its last synchronisation failed: nobody "
+                    "knows its weights. Fix: synchronise before drawing."
+                )
             draws = self._generate(
                 [prompt for prompt, _ in asked],
                 [
@@ -163,11 +169,12 @@ class VLLMSampler(ABC):
         """
         start = time.monotonic()
         with self._alone():
+            self.proven = False
             self._send(policy, version)
             sent = time.monotonic() - start
-            self.policy, self.version = policy, version
             with torch.random.fork_rng():  # rollouts draw the same, proven or not
                 gap = self._prove(policy, version)
+            self.policy, self.version, self.proven = policy, version, True
         return {
             "rollout/sync_seconds": sent,
             "rollout/probe_seconds": time.monotonic() - start - sent,

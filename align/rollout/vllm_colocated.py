@@ -108,7 +108,7 @@ class VLLMColocatedSampler(VLLMSampler):
 
     def close(self) -> None:
         """Let go of the engine and its memory; harmless to repeat."""
-        llm, self._llm = self._llm, None
+        llm, self._llm, self.proven = self._llm, None, False
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
 

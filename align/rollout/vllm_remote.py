@@ -108,7 +108,7 @@ class VLLMServerSampler(VLLMSampler):
                 f"the server at {self.client.url} was started by somebody else. Fix: restart it "
                 "there; the next synchronisation brings the weights back."
             )
-        self._channel, self.current = None, None
+        self._channel, self.current, self.proven = None, None, False
         self.server.restart(say)
         self.client.url = self.server.url
 
@@ -157,7 +157,11 @@ class VLLMServerSampler(VLLMSampler):
     def _by_nccl(self, policy: nn.Module, name: str) -> None:
         if self._channel is None:
             self._channel = WeightChannel(self.client)
-        self._channel.send(whole_weights(policy), name)
+        try:
+            self._channel.send(whole_weights(policy), name)
+        except SamplerError:
+            self._channel = None  # a connection that failed once is lost; the next one is new
+            raise
         self._forget_and_name(name)
 
     def _forget_and_name(self, name: str) -> None:
@@ -172,11 +176,6 @@ class VLLMServerSampler(VLLMSampler):
     def _generate(
         self, prompts: Sequence[Sequence[int]], requests: Sequence[Request]
     ) -> list[Draw]:
-        if self.current is None:
-            raise SamplerError(
-                f"the vLLM server at {self.client.url} was restarted, or its last synchronisation "
-                "failed: nobody knows its weights. Fix: synchronise before drawing."
-            )
         answers = self._explained(
             lambda: self.client.post_all(
                 "/v1/completions",
@@ -217,7 +216,7 @@ class VLLMServerSampler(VLLMSampler):
         if found != self.current:
             raise SamplerError(
                 f"the vLLM server at {self.client.url} has weights {found!r}, not "
-                f"{self.current!r} of version {self.version}: it was restarted, or another run "
+                f"{self.current!r}: it was restarted, or another run "
                 "uses it. Fix: synchronise again; give every run a server of its own."
             )
 
@@ -248,6 +247,7 @@ def on_first_rank(action: Callable[[], str]) -> str:
     group = torch.distributed
     if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
         return action()
+    group.barrier()  # nobody draws any more
     outcome: list[str] = ["", ""]  # result, error
     failure: AlignError | None = None
     if group.get_rank() == 0:

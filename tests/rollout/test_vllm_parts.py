@@ -17,13 +17,15 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from align.engine.head import completion_logprobs
-from align.errors import MissingDependencyError, ModelError, SamplerError
+from align.errors import ConfigError, MissingDependencyError, ModelError, SamplerError
 from align.rollout import leash, vllm_environment, vllm_nccl
 from align.rollout.base import Draw
 from align.rollout.vllm_client import VLLMClient
+from align.rollout.vllm_colocated import refuse
 from align.rollout.vllm_nccl import Control, WeightChannel, bounded
 from align.rollout.vllm_probe import Probe, score
-from align.rollout.vllm_server import VLLMServer
+from align.rollout.vllm_remote import on_first_rank
+from align.rollout.vllm_server import VLLMServer, free_port
 from align.rollout.vllm_weights import lora_settings, save_adapter, save_whole, whole_weights
 
 
@@ -319,3 +321,48 @@ def test_nccl_without_vllm_or_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingDependencyError, match="needs a GPU"):
         WeightChannel(VLLMClient("http://127.0.0.1:9"))
+
+
+# --- several ranks
+
+
+def ranks(rank: int, port: int, folder: str) -> None:
+    import datetime
+
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+
+    def act() -> str:
+        assert rank == 0, "only the first rank acts"
+        return "weights-1"
+
+    def fail() -> str:
+        raise SamplerError("the server is gone")
+
+    said = [on_first_rank(act)]
+    try:
+        on_first_rank(fail)
+    except SamplerError as error:
+        said.append(str(error))
+    try:
+        refuse(sleep=False)
+    except ConfigError as error:
+        said.append(str(error))
+    except MissingDependencyError:
+        said.append("vllm-server")  # no vLLM here: refused before the ranks are counted
+    with open(f"{folder}/{rank}", "w") as stream:
+        json.dump(said, stream)
+    torch.distributed.destroy_process_group()
+
+
+def test_the_first_rank_acts_and_all_know(tmp_path):
+    torch.multiprocessing.spawn(ranks, (free_port(), str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
+    assert first[:2] == ["weights-1", "the server is gone"]
+    assert second[:2] == ["weights-1", "on the first rank: the server is gone"]
+    assert "vllm-server" in first[2]

@@ -145,6 +145,8 @@ def test_weights_that_stay_behind_are_found(make, vllm_llama, push, monkeypatch)
         patch.setattr(type(sampler.client), "post", lossy)
         with pytest.raises(SamplerError, match=r"version 1 did not arrive.*policy \[.*engine \["):
             sampler.sync(policy, 1)
+        with pytest.raises(SamplerError, match="synchronise before drawing"):
+            sampler(PROMPTS)  # nobody draws from what did not arrive
     with torch.no_grad():  # an update a thousand times smaller than the tolerance allows
         sampler.sync(policy, 2)
         for weight in policy.parameters():
