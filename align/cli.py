@@ -334,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         return app(args=list(arguments) if arguments is not None else None)
     except AlignError as error:
         errors.print(f"[red]error:[/] {type(error).__name__}", highlight=False)
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        for line in (str(error), *getattr(error, "__notes__", ())):
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")

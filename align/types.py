@@ -69,6 +69,8 @@ class Experience:
     advantages: Tensor  # (B, A) float32
     returns: Tensor  # (B, A) float32
     scores: Tensor  # (B,) float32, raw reward of the completion
+    weights: Tensor  # (B,) float32, of the row's tokens in the loss (`aggregation_weights`)
+    shares: Tensor  # (B,) float32, what the row adds to the loss's divisor
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

@@ -113,12 +113,17 @@ class PeftSection(Section):
 
 
 class GuardSection(Section):
-    """One guard against forgetting; `type: ewc` reads a saved Fisher or estimates one."""
+    """One guard against forgetting.
 
-    type: Literal["ewc"]
+    `ewc` reads a saved Fisher or estimates one on `data`; `replay` trains on `data` beside the
+    stage's own (under PPO that is PPO-ptx).
+    """
+
+    type: Literal["ewc", "replay"]
     strength: float = Field(gt=0, allow_inf_nan=False)
     data: str | None = None  # what must not be forgotten: rows the stage's format can read
-    samples: int = Field(default=256, gt=0)  # rows that the Fisher is estimated on
+    samples: int = Field(default=256, gt=0)  # rows that the Fisher is estimated on, or replayed
+    batch_size: int = Field(default=8, gt=0)  # rows replayed in an optimizer step
     artefact: str | None = None  # a Fisher written by an earlier run, instead of data
 
 

@@ -1,18 +1,25 @@
 """Advantage estimators and the shaping of rewards, as pure functions. Imports no trainer.
 
-`mask` is 1 on completion tokens and contiguous from the first column: completions are
-right-padded. Scores are per sequence, rewards per token. What stands at a padded position, infinity
-and NaN included, changes nothing.
+`mask` is 1 on the tokens the policy sampled. Completions are right-padded, and an environment's
+replies may stand between the policy's turns; both have mask 0, and time passes over them. Scores
+are per sequence, rewards per token. What stands where the mask is 0, infinity and NaN included,
+changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over ranks
+Estimator = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++", "reinforce++-baseline"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+CRITICS: tuple[Estimator, ...] = ("gae",)  # those that need a value function
+GROUPED: tuple[Estimator, ...] = ("rloo", "grpo", "dr_grpo", "reinforce++-baseline")
+WHITENED: tuple[Estimator, ...] = ("gae", "reinforce++", "reinforce++-baseline")
 
 
 def keep(values: Tensor, mask: Tensor) -> Tensor:
@@ -26,8 +33,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """Index of the last real token of each row, (B,) int64; 0 for an empty row."""
-    return (mask.sum(dim=1).long() - 1).clamp(min=0)
+    """Index of the last sampled token of each row, (B,) int64; 0 for an empty row."""
+    return (torch.arange(mask.shape[1], device=mask.device) * mask.bool()).argmax(dim=1)
 
 
 def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -75,11 +82,79 @@ def gae(
     running = torch.zeros_like(rewards[:, 0])
     following = torch.zeros_like(running)
     for t in reversed(range(rewards.shape[1])):
+        own = mask[:, t] > 0
         delta = rewards[:, t] + gamma * following - values[:, t]
-        running = (delta + gamma * gae_lambda * running) * mask[:, t]
-        advantages[:, t] = running
-        following = values[:, t]
+        running = torch.where(own, delta + gamma * gae_lambda * running, running)
+        following = torch.where(own, values[:, t], following)
+        advantages[:, t] = running * own
     return advantages, (advantages + values) * mask
+
+
+def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Discounted sum of the rewards from each token on, (B, A) -> (B, A); 0 outside the mask."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, gae_lambda=1.0)[0]
+
+
+def estimate_advantages(
+    estimator: Estimator,
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    group_size: int = 1,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Advantages by name, not whitened, and the returns that a critic learns.
+
+    - gae: needs `values`.
+    - rloo, grpo, dr_grpo: one advantage per sequence, from the sum of its rewards and its group's.
+    - reinforce++: rewards to go (Hu 2025, "REINFORCE++", eq. 4); its normalisation over the whole
+      batch is `whiten`.
+    - reinforce++-baseline: minus the group's mean; `whiten` as well.
+
+    Args:
+        estimator: one of `ESTIMATORS`.
+        rewards: (B, A), KL-shaped or not.
+        values: (B, A).
+        mask: (B, A).
+        group_size: completions of a prompt, side by side.
+        gamma: discount, of gae and reinforce++.
+        gae_lambda: of gae.
+
+    Returns:
+        advantages and returns, each (B, A), 0 outside the mask.
+
+    Raises:
+        ValueError: an unknown estimator, or rloo of single completions.
+    """
+    if estimator == "gae":
+        return gae(rewards, values, mask, gamma, gae_lambda)
+    returns = rewards_to_go(rewards, mask, gamma)
+    if estimator == "reinforce++":
+        return returns, returns
+    totals = keep(rewards, mask).sum(dim=1)
+    by_group = {
+        "rloo": rloo,
+        "grpo": group_normalise,
+        "dr_grpo": group_center,
+        "reinforce++-baseline": group_center,
+    }
+    if estimator not in by_group:
+        raise ValueError(f"advantage {estimator!r} is unknown: use {', '.join(ESTIMATORS)}.")
+    return by_group[estimator](totals, group_size)[:, None] * mask, returns
+
+
+def overlong_penalty(lengths: Tensor, longest: int, buffer: int) -> Tensor:
+    """How far into the last `buffer` tokens a completion goes, 0 to 1: (B,) -> (B,) float.
+
+    DAPO's soft overlong punishment (Yu et al. 2025, equation 13), positive here: subtract it.
+
+    Args:
+        lengths: (B,) tokens.
+        longest: the length limit.
+        buffer: tokens before the limit over which the penalty grows from 0 to 1.
+    """
+    return ((lengths - (longest - buffer)) / buffer).clamp(0.0, 1.0)
 
 
 def group_center(scores: Tensor, group_size: int) -> Tensor:

@@ -1,7 +1,8 @@
 """From rollouts and scores to an `Experience`: one forward pass of everyone, KL, advantages.
 
 Log-probabilities are recomputed by the policy being trained, not taken from the sampler, so that
-the first ratio is 1 to rounding; how far the sampler's differ is measured and reported.
+the first ratio is 1 to rounding; how far the sampler's differ is measured and reported, and
+corrected for where `Shaping.correction` asks for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,21 @@ from torch import Tensor, nn
 
 from align.engine.head import completion_logprobs
 from align.ppo.actor_critic import ActorCritic
-from align.ppo.advantages import Reduce, gae, masked_mean, shape_rewards, whiten
+from align.ppo.advantages import (
+    CRITICS,
+    Estimator,
+    Reduce,
+    estimate_advantages,
+    masked_mean,
+    overlong_penalty,
+    shape_rewards,
+    whiten,
+)
+from align.ppo.checks import gap
+from align.ppo.correction import Correction, importance_weights
 from align.ppo.kl import KLEstimator, estimate_kl
+from align.ppo.objectives import Aggregation, aggregation_weights
+from align.rollout.repetition import repetition
 from align.types import Experience, Rollout
 
 
@@ -25,14 +39,35 @@ from align.types import Experience, Rollout
 class Shaping:
     """How scores become advantages; the fields are `PPOConfig`'s of the same names."""
 
+    advantage: Estimator = "gae"
+    group_size: int = 1
     gamma: float = 1.0
     gae_lambda: float = 0.95
     kl_estimator: KLEstimator = "k1"
+    kl_in_reward: bool = True
     missing_eos_penalty: float = 1.0
     mask_truncated: bool = False
+    overlong_buffer: int = 0  # tokens; 0 is off
+    overlong_penalty: float = 1.0
+    length_penalty: float = 0.0  # a token
     reward_clip: float | None = None
     whiten_rewards: bool = False
     whiten_advantages: bool = True
+    loss_aggregation: Aggregation = "token"
+    longest: int = 1  # the limit of completions, in tokens
+    correction: Correction = "none"
+    correction_high: float = 3.0
+    correction_low: float | None = None
+
+
+@dataclass
+class Judged:
+    """What policy, critic and reference say of a rollout, each (B, A), 0 outside the mask."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    ref_logprobs: Tensor
 
 
 def make_experience(
@@ -63,38 +98,52 @@ def make_experience(
     """
     device = next(model.parameters()).device
     scores = torch.as_tensor(scores, dtype=torch.float32, device=device)
-    input_ids, attention = rollout.input_ids.to(device), rollout.attention_mask.to(device)
     mask, finished = rollout.mask.to(device), rollout.finished.to(device)
-    parts: list[tuple[Tensor, ...]] = []
-    with torch.inference_mode(), dropout_off(model):
-        for rows in torch.arange(len(rollout), device=device).split(batch_size):
-            batch = (input_ids[rows], attention[rows], mask[rows])
-            judged = model(*batch, temperature=rollout.temperature, with_entropy=True)
-            frozen = model.policy if reference is None else reference
-            with adapters_off(model.policy) if reference is None else nullcontext():
-                ref = completion_logprobs(frozen, *batch, rollout.temperature)[0]
-            parts.append((judged.logprobs, judged.values, judged.entropy, ref))
-    logprobs, values, entropy, ref_logprobs = (
-        torch.cat(p).clone() for p in zip(*parts, strict=True)
-    )
-    shaped_scores = scores - shaping.missing_eos_penalty * (~finished).float()
-    if shaping.reward_clip is not None:
-        shaped_scores = shaped_scores.clamp(-shaping.reward_clip, shaping.reward_clip)
-    kl = estimate_kl(logprobs, ref_logprobs, shaping.kl_estimator)
-    rewards = shape_rewards(shaped_scores, kl, mask, kl_coef)
+    judged = judge(rollout, model, reference, batch_size)
+    lengths = mask.sum(dim=1)
+    shaped_scores = shape_scores(scores, lengths, finished, shaping)
+    kl = estimate_kl(judged.logprobs, judged.ref_logprobs, shaping.kl_estimator)
+    rewards = shape_rewards(shaped_scores, kl, mask, kl_coef if shaping.kl_in_reward else 0.0)
     if shaping.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, reduce=reduce)
-    advantages, returns = gae(rewards, values, mask, shaping.gamma, shaping.gae_lambda)
+    advantages, returns = estimate_advantages(
+        shaping.advantage,
+        rewards,
+        judged.values,
+        mask,
+        shaping.group_size,
+        shaping.gamma,
+        shaping.gae_lambda,
+    )
     train = mask * finished[:, None].float() if shaping.mask_truncated else mask
-    explained = explained_variance(values, returns, train)
     if shaping.whiten_advantages:
         advantages = whiten(advantages, train, reduce=reduce)
-    experience = Experience(
-        input_ids, attention, train, logprobs, ref_logprobs, values, advantages, returns, scores
+    sampled = rollout.logprobs.to(device)
+    correcting, correction_metrics = importance_weights(
+        judged.logprobs,
+        sampled,
+        train,
+        shaping.correction,
+        shaping.correction_high,
+        shaping.correction_low,
     )
-    k1 = (estimate_kl(logprobs, ref_logprobs, "k1") * mask).sum(dim=1)
-    k3 = (estimate_kl(logprobs, ref_logprobs, "k3") * mask).sum(dim=1)
-    lengths = mask.sum(dim=1)
+    weights, shares = aggregation_weights(train, shaping.loss_aggregation, shaping.longest)
+    experience = Experience(
+        rollout.input_ids.to(device),
+        rollout.attention_mask.to(device),
+        train,
+        judged.logprobs,
+        judged.ref_logprobs,
+        judged.values,
+        # The surrogate is linear in the advantage, so the weight of a token can sit there.
+        advantages * correcting,
+        returns,
+        scores,
+        weights,
+        shares,
+    )
+    k1 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k1") * mask).sum(dim=1)
+    k3 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k3") * mask).sum(dim=1)
     metrics = {
         "reward/mean": scores.mean().item(),
         "reward/std": scores.std(unbiased=False).item(),
@@ -102,20 +151,53 @@ def make_experience(
         "kl/reference": k1.mean().item(),
         "kl/k3": k3.mean().item(),
         "kl/coef": kl_coef,
-        "policy/entropy": masked_mean(entropy, mask).item(),
+        "policy/entropy": masked_mean(judged.entropy, mask).item(),
         "rollout/eos_rate": finished.float().mean().item(),
         "rollout/length_mean": lengths.mean().item(),
         "rollout/length_max": lengths.max().item(),
-        "rollout/sampler_gap": gap(rollout.logprobs.to(device), logprobs, mask),
-        "value/mean": masked_mean(values, train).item(),
-        "value/explained_variance": explained,
+        "rollout/repetition": repetition(rollout.completion_ids, rollout.mask).mean().item(),
+        "rollout/sampler_gap": gap(sampled, judged.logprobs, mask),
     }
+    if shaping.advantage in CRITICS:
+        metrics["value/mean"] = masked_mean(judged.values, train).item()
+        metrics["value/explained_variance"] = explained_variance(judged.values, returns, train)
+    if shaping.correction != "none":
+        metrics |= correction_metrics
+    if shaping.group_size > 1:
+        groups = scores.view(-1, shaping.group_size)
+        metrics["reward/group_std"] = groups.std(dim=1, unbiased=False).mean().item()
     return experience, metrics
 
 
-def gap(first: Tensor, second: Tensor, mask: Tensor) -> float:
-    """Largest absolute difference of two (B, A) tensors inside the mask."""
-    return float(((first - second).abs() * mask).max())
+def judge(
+    rollout: Rollout, model: ActorCritic, reference: nn.Module | None, batch_size: int
+) -> Judged:
+    """One forward pass of policy, critic and reference over a rollout, without gradients."""
+    device = next(model.parameters()).device
+    input_ids, attention = rollout.input_ids.to(device), rollout.attention_mask.to(device)
+    mask = rollout.mask.to(device)
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode(), dropout_off(model):
+        for rows in torch.arange(len(rollout), device=device).split(batch_size):
+            batch = (input_ids[rows], attention[rows], mask[rows])
+            said = model(*batch, temperature=rollout.temperature, with_entropy=True)
+            frozen = model.policy if reference is None else reference
+            with adapters_off(model.policy) if reference is None else nullcontext():
+                ref = completion_logprobs(frozen, *batch, rollout.temperature)[0]
+            parts.append((said.logprobs, said.values, said.entropy, ref))
+    return Judged(*(torch.cat(part).clone() for part in zip(*parts, strict=True)))
+
+
+def shape_scores(scores: Tensor, lengths: Tensor, finished: Tensor, shaping: Shaping) -> Tensor:
+    """Scores less the penalties on length and on a missing end, then clipped: (B,)."""
+    shaped = scores - shaping.missing_eos_penalty * (~finished).float()
+    if shaping.overlong_buffer:
+        over = overlong_penalty(lengths, shaping.longest, shaping.overlong_buffer)
+        shaped = shaped - shaping.overlong_penalty * over
+    shaped = shaped - shaping.length_penalty * lengths
+    if shaping.reward_clip is not None:
+        shaped = shaped.clamp(-shaping.reward_clip, shaping.reward_clip)
+    return shaped
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

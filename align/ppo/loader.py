@@ -2,21 +2,24 @@
 
 It is returned to the Trainer *unprepared*: a loader that accelerate prepared prefetches one batch
 and would train on stale rollouts. Its whole state (prompt cursor, experience in flight, order of
-minibatches, KL coefficient) goes into the checkpoint, so that a resumed run is the same run.
+minibatches, KL coefficient) goes into the checkpoint, so that a resumed run is the same run. Where
+rollouts are drawn ahead of time those on their way are drawn again, by newer weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from align.types import Experience, Text
+from align.types import Experience, Rollout, Text
 
-Collect = Callable[[list[Text], dict[str, list[Any]]], Experience]
+Sample = Callable[[list[Text], dict[str, list[Any]]], Rollout]
+Prepare = Callable[[Rollout], Experience]
 
 
 class PromptStream:
@@ -51,7 +54,8 @@ class OnPolicyLoader:
     def __init__(
         self,
         prompts: PromptStream,
-        collect: Collect,
+        sample: Sample,
+        prepare: Prepare,
         *,
         epochs: int,
         micro_batch: int,
@@ -59,14 +63,40 @@ class OnPolicyLoader:
         seed: int,
         sum_over_ranks: Callable[[Tensor], Tensor],
         world: int = 1,
+        refresh: Callable[[], None] = lambda: None,
+        ahead: bool = False,
+        updates: int | None = None,
+        together: int = 1,
     ):
-        self.prompts, self.collect = prompts, collect
+        """Set up.
+
+        Args:
+            prompts: where prompts come from.
+            sample: draws completions.
+            prepare: scores them and estimates advantages.
+            epochs: passes over each experience.
+            micro_batch: rows at a time.
+            accumulation: microbatches to an optimizer step.
+            seed: of the order of rows.
+            sum_over_ranks: adds a tensor up over processes.
+            world: number of processes.
+            refresh: brings the sampler the weights of now.
+            ahead: draw the next rollouts, in a thread, while this experience trains. They are one
+                update old when they train, never more.
+            updates: experiences in the whole run: nothing is drawn for later ones.
+            together: neighbouring rows that stay in one microbatch (2 for pairs).
+        """
+        self.prompts, self.sample, self.prepare = prompts, sample, prepare
         self.epochs, self.micro_batch, self.accumulation = epochs, micro_batch, accumulation
         self.seed, self.world, self.sum_over_ranks = seed, world, sum_over_ranks
+        self.refresh, self.ahead, self.updates, self.together = refresh, ahead, updates, together
         self.experience: Experience | None = None
         self.order: Tensor = torch.zeros(0, dtype=torch.long)  # rows of all epochs, in sequence
         self.position = 0  # rows of `order` already handed out
         self.update = 0  # experiences collected
+        self.pending: Future[Rollout] | None = None
+        self.pending_from = 0  # the cursor that its prompts were drawn at
+        self._thread = ThreadPoolExecutor(1, "rollouts") if ahead else None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         step = self.micro_batch * self.accumulation
@@ -75,7 +105,7 @@ class OnPolicyLoader:
                 self._refill()
             assert self.experience is not None
             rows = self.order[self.position : self.position + step]
-            counted = self.experience.mask[rows.to(self.experience.mask.device)].sum()
+            counted = self.experience.shares[rows.to(self.experience.shares.device)].sum()
             # Gradients are averaged over ranks, so each rank divides by the mean count per rank.
             tokens = self.sum_over_ranks(counted) / self.world
             for micro in rows.split(self.micro_batch):
@@ -83,13 +113,38 @@ class OnPolicyLoader:
                 yield self._batch(micro, tokens)
 
     def _refill(self) -> None:
-        prompts, columns = self.prompts.next()
-        self.experience = self.collect(prompts, columns)
+        before = self.pending_from if self.pending else self.prompts.cursor
+        drawn = torch.random.get_rng_state()
+        try:
+            self.experience = self.prepare(self._rollout())
+        except BaseException:
+            # A checkpoint written now, and the next try, draw the same prompts and numbers.
+            self.pending, self.prompts.cursor = None, before
+            torch.random.set_rng_state(drawn)
+            raise
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.update)
-        count = len(self.experience)
-        orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
+        count = len(self.experience) // self.together
+        inside = torch.arange(self.together)
+        orders = [
+            (torch.randperm(count, generator=generator)[:, None] * self.together + inside).flatten()
+            for _ in range(self.epochs)
+        ]
         self.order, self.position = torch.cat(orders), 0
         self.update += 1
+
+    def _rollout(self) -> Rollout:
+        """This update's rollouts; starts the next ones where they are drawn ahead."""
+        if self.pending is not None:
+            rollout = self.pending.result()
+            self.pending = None
+            self.refresh()
+        else:
+            self.refresh()
+            rollout = self.sample(*self.prompts.next())
+        if self._thread and (self.updates is None or self.update + 1 < self.updates):
+            self.pending_from = self.prompts.cursor
+            self.pending = self._thread.submit(self.sample, *self.prompts.next())
+        return rollout
 
     def _batch(self, rows: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """A microbatch without the columns that are padding in every row."""
@@ -104,7 +159,9 @@ class OnPolicyLoader:
             "input_ids": part.input_ids[:, first : prompt + last],
             "attention_mask": part.attention_mask[:, first : prompt + last],
             "mask": part.mask[:, :last],
-            "answer": answer[:, :last].float(),
+            "weights": part.weights,
+            "shares": part.shares,
+            "ref_logprobs": part.ref_logprobs[:, :last],
             "logprobs": part.logprobs[:, :last],
             "values": part.values[:, :last],
             "advantages": part.advantages[:, :last],
@@ -113,9 +170,9 @@ class OnPolicyLoader:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
+        """Everything a resumed run needs; rollouts on their way are drawn again."""
         return {
-            "cursor": self.prompts.cursor,
+            "cursor": self.pending_from if self.pending else self.prompts.cursor,
             "experience": self.experience.state_dict() if self.experience else None,
             "order": self.order,
             "position": self.position,

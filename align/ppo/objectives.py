@@ -6,11 +6,15 @@ and a researcher's own loop call the same functions. `mask` is 1 on tokens that 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from align.ppo.advantages import keep
+from align.ppo.kl import KLEstimator, estimate_kl
 
+Aggregation = Literal["token", "sequence", "fixed"]
 LOG_RATIO_BOUND = 20.0  # exp(20) is finite in float32 and far beyond any clip range
 
 
@@ -27,6 +31,8 @@ def policy_loss(
     clip_range: float = 0.2,
     dual_clip: float | None = None,
     tokens: Tensor | float | None = None,
+    clip_range_high: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The clipped surrogate, equation 7 of Schulman et al. (2017), negated: a scalar.
 
@@ -40,6 +46,9 @@ def policy_loss(
             -c * advantage (Ye et al. 2020, "Mastering Complex Control in MOBA Games", eq. 5).
         tokens: divisor; default: the number of trained tokens here. Give the count over the whole
             optimizer step when a step is accumulated from several batches.
+        clip_range_high: the upper bound is 1 + this one (DAPO's clip-higher, Yu et al. 2025,
+            equation 10); None: `clip_range`.
+        weights: (B,) weight of each row's tokens, see `aggregation_weights`; None: 1.
 
     Returns:
         Scalar: sum over tokens divided by `tokens`.
@@ -48,12 +57,13 @@ def policy_loss(
         advantages = advantages[:, None]
     advantages = keep(advantages.expand_as(logprobs), mask)
     ratio = log_ratio_of(keep(logprobs, mask), keep(old_logprobs, mask)).exp()
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + high)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped)
     if dual_clip is not None:
         bounded = torch.minimum(loss, -advantages * dual_clip)
         loss = torch.where(advantages < 0, bounded, loss)
-    return _token_mean(loss, mask, tokens)
+    return _token_mean(loss, mask, tokens, weights)
 
 
 def value_loss(
@@ -63,6 +73,7 @@ def value_loss(
     mask: Tensor,
     clip_range: float | None = 0.2,
     tokens: Tensor | float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """0.5 * max((V - R)^2, (V_clipped - R)^2), a scalar; `clip_range=None` does not clip.
 
@@ -74,12 +85,66 @@ def value_loss(
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         loss = torch.maximum(loss, (clipped - returns).square())
-    return 0.5 * _token_mean(loss, mask, tokens)
+    return 0.5 * _token_mean(loss, mask, tokens, weights)
 
 
-def entropy_bonus(entropy: Tensor, mask: Tensor, tokens: Tensor | float | None = None) -> Tensor:
+def entropy_bonus(
+    entropy: Tensor,
+    mask: Tensor,
+    tokens: Tensor | float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean entropy per trained token in nats, a scalar to be *subtracted* from the loss."""
-    return _token_mean(entropy, mask, tokens)
+    return _token_mean(entropy, mask, tokens, weights)
+
+
+def kl_loss(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    estimator: KLEstimator = "k3",
+    tokens: Tensor | float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean KL to the reference per trained token, with gradient, a scalar to be added to the loss.
+
+    The KL as a loss instead of a reward: k3 is GRPO's (Shao et al. 2024, equation 4); the gradient
+    of k2 is that of k1 in the reward. k1 will not do: its gradient is 0 in expectation.
+
+    Raises:
+        ValueError: the estimator is k1.
+    """
+    if estimator == "k1":
+        raise ValueError("the gradient of k1 is 0 in expectation: use k2 or k3 in the loss.")
+    kl = estimate_kl(keep(logprobs, mask), keep(ref_logprobs, mask), estimator)
+    return _token_mean(kl, mask, tokens, weights)
+
+
+def aggregation_weights(
+    mask: Tensor, aggregation: Aggregation, longest: int
+) -> tuple[Tensor, Tensor]:
+    """How tokens are averaged: a weight for each row's tokens, and its share of the divisor.
+
+    - token: every token counts alike (DAPO, Yu et al. 2025, equation 8).
+    - sequence: every completion counts alike, whatever its length (GRPO).
+    - fixed: the sum over tokens by `longest`, so that no length is favoured (Dr. GRPO, Liu et al.
+      2025, section 3.2).
+
+    Args:
+        mask: (B, A).
+        aggregation: of these.
+        longest: the length limit of completions.
+
+    Returns:
+        two (B,) tensors: weights, and shares of the divisor.
+    """
+    lengths = mask.sum(dim=1)
+    if aggregation == "token":
+        return torch.ones_like(lengths), lengths
+    counted = (lengths > 0).to(lengths.dtype)
+    if aggregation == "sequence":
+        return counted / lengths.clamp(min=1), counted
+    return counted / longest, counted
 
 
 @torch.no_grad()
@@ -100,6 +165,11 @@ def ratio_statistics(
     }
 
 
-def _token_mean(values: Tensor, mask: Tensor, tokens: Tensor | float | None) -> Tensor:
+def _token_mean(
+    values: Tensor, mask: Tensor, tokens: Tensor | float | None, weights: Tensor | None
+) -> Tensor:
     divisor = mask.sum() if tokens is None else torch.as_tensor(tokens, device=values.device)
-    return keep(values, mask).sum() / divisor.clamp(min=1)
+    kept = keep(values, mask)
+    if weights is not None:
+        kept = kept * weights[:, None]
+    return kept.sum() / divisor.clamp(min=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,15 +20,22 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
-from align.errors import ConfigError, ModelError, Problem
+from align.errors import ConfigError, Problem
 from align.ppo.actor_critic import ActorCritic
+from align.ppo.checks import check_ratio, check_start, refuse_sharding, tolerance_of
 from align.ppo.config import PPOConfig
-from align.ppo.experience import Shaping, gap, make_experience
+from align.ppo.experience import Shaping, make_experience
 from align.ppo.kl import AdaptiveKL, FixedKL
 from align.ppo.loader import OnPolicyLoader, PromptStream
-from align.ppo.objectives import entropy_bonus, policy_loss, ratio_statistics, value_loss
-from align.ppo.rewards import ScoreFn
-from align.types import Experience, Sampler, Text
+from align.ppo.objectives import (
+    entropy_bonus,
+    kl_loss,
+    policy_loss,
+    ratio_statistics,
+    value_loss,
+)
+from align.ppo.rewards import RewardScorer, ScoreFn
+from align.types import Experience, Rollout, Sampler, SyncedSampler, Text
 
 
 class PPOLossTrainer(transformers.Trainer):
@@ -83,6 +91,11 @@ class PPOLossTrainer(transformers.Trainer):
         self.kl: FixedKL = FixedKL(args.kl_coef)
         if args.kl_controller == "adaptive":
             self.kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
+        synced = isinstance(sampler, SyncedSampler)
+        self.shaping = shaping_of(args, getattr(sampler, "max_new_tokens", 1), synced)
+        refuse_ahead(args, synced)
+        if isinstance(score, RewardScorer):
+            score.group_size, score.reduce = args.group_size, self._sum_over_ranks
         self.metrics: dict[str, list[float]] = defaultdict(list)
         self.tokens_seen = 0
         self.started = False
@@ -95,13 +108,17 @@ class PPOLossTrainer(transformers.Trainer):
                 args.process_index,
                 args.world_size,
             ),
-            self._collect,
+            self._sample,
+            self._prepare,
             epochs=args.ppo_epochs,
             micro_batch=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             seed=args.seed,
             sum_over_ranks=self._sum_over_ranks,
             world=args.world_size,
+            refresh=self._refresh,
+            ahead=args.rollouts_ahead,
+            updates=args.updates,
         )
 
     def get_train_dataloader(self) -> OnPolicyLoader:  # type: ignore[override]
@@ -126,10 +143,21 @@ class PPOLossTrainer(transformers.Trainer):
             optimizer.add_param_group({**rest, "params": own, "lr": self.value_learning_rate})
         return optimizer
 
-    def _collect(self, prompts: list[Text], columns: dict[str, list[Any]]) -> Experience:
-        """One batch of rollouts, scored and turned into an experience."""
+    def _refresh(self) -> None:
+        """Bring a sampler with weights of its own the policy's of now."""
+        if isinstance(self.sampler, SyncedSampler):
+            found = self.sampler.sync(self.model.policy, self.loader.update)
+            for key, value in found.items():
+                self.metrics[key].append(value)
+
+    def _sample(self, prompts: list[Text], columns: dict[str, list[Any]]) -> Rollout:
+        return self.sampler(prompts, group_size=self.args.group_size, **columns)
+
+    def _prepare(self, rollout: Rollout) -> Experience:
+        """Score a batch of rollouts and turn it into an experience."""
         args = self.args
-        rollout = self.sampler(prompts, group_size=args.group_size, **columns)
+        if isinstance(self.score, RewardScorer):
+            self.score.update, self.score.trainer_state = self.loader.update, self.state
         scores, reward_metrics = self.score(rollout)
         experience, metrics = make_experience(
             rollout,
@@ -137,49 +165,22 @@ class PPOLossTrainer(transformers.Trainer):
             self.model,
             self.reference,
             kl_coef=self.kl.value,
-            shaping=Shaping(
-                gamma=args.gamma,
-                gae_lambda=args.gae_lambda,
-                kl_estimator=args.kl_estimator,
-                missing_eos_penalty=args.missing_eos_penalty,
-                mask_truncated=args.mask_truncated,
-                reward_clip=args.reward_clip,
-                whiten_rewards=args.whiten_rewards,
-                whiten_advantages=args.whiten_advantages,
-            ),
+            shaping=self.shaping,
             batch_size=args.per_device_train_batch_size,
             reduce=self._sum_over_ranks,
         )
+        if isinstance(self.sampler, SyncedSampler):
+            metrics["rollout/age"] = float(self.loader.update - rollout.version)
         if not self.checked:
-            self._check_start(experience, metrics["rollout/sampler_gap"])
+            corrected = self.shaping.correction != "none"
+            sampler_gap = 0.0 if corrected else metrics["rollout/sampler_gap"]
+            check_start(experience, sampler_gap, self._tolerance())
         episodes = len(rollout) * args.world_size
         self.kl.update(self._mean_over_ranks(metrics["kl/reference"]), episodes)
         self.tokens_seen += int(self._sum_over_ranks(experience.attention_mask.sum()))
         for key, value in (metrics | reward_metrics).items():
             self.metrics[key].append(value)
         return experience
-
-    def _check_start(self, experience: Experience, sampler_gap: float) -> None:
-        """Before the first update sampler, policy and reference must agree.
-
-        Raises:
-            ModelError: with the cause, where log-probabilities differ beyond rounding.
-        """
-        tolerance = self._tolerance()
-        if sampler_gap > tolerance:
-            raise ModelError(
-                f"step-0 check: the sampler's log-probabilities differ from the policy's by up to "
-                f"{sampler_gap:.4f} (allowed {tolerance}). The two do not see the same "
-                "distribution: look at temperature, dropout, precision, or a chat template that "
-                "re-tokenises. trainer.self_check=false switches this off."
-            )
-        difference = gap(experience.logprobs, experience.ref_logprobs, experience.mask)
-        if difference > tolerance:
-            raise ModelError(
-                f"step-0 check: policy and reference differ by up to {difference:.4f} nats "
-                f"(allowed {tolerance}), so the KL does not start at 0. The reference must be a "
-                "snapshot of the start policy. trainer.self_check=false switches this off."
-            )
 
     def compute_loss(
         self,
@@ -191,17 +192,18 @@ class PPOLossTrainer(transformers.Trainer):
         """Clipped surrogate + vf_coef * value loss - entropy_coef * entropy."""
         args = self.args
         warming = self.loader.update <= args.critic_warmup_updates  # only the critic learns
+        mask, tokens, weights = inputs["mask"], inputs["tokens"], inputs["weights"]
         judged = model(
             inputs["input_ids"],
             inputs["attention_mask"],
-            inputs["answer"],
+            mask,
             temperature=getattr(self.sampler, "temperature", 1.0) or 1.0,
             with_entropy=args.entropy_coef > 0,
             detach_values=warming,
         )
-        mask, tokens = inputs["mask"], inputs["tokens"]
         if not self.checked:
-            self._check_ratio(judged.logprobs, inputs["logprobs"], mask)
+            self.checked = True
+            check_ratio(judged.logprobs, inputs["logprobs"], mask, self._tolerance())
         actor = policy_loss(
             judged.logprobs,
             inputs["logprobs"],
@@ -210,36 +212,40 @@ class PPOLossTrainer(transformers.Trainer):
             args.clip_range,
             args.dual_clip,
             tokens,
+            args.clip_range_high,
+            weights,
         )
-        critic = value_loss(
-            judged.values, inputs["values"], inputs["returns"], mask, args.clip_range_value, tokens
-        )
-        loss = (actor * 0.0 if warming else actor) + args.vf_coef * critic
-        if args.entropy_coef > 0 and not warming:
-            loss = loss - args.entropy_coef * entropy_bonus(judged.entropy, mask, tokens)
-        share = float(tokens) / max(1.0, float(mask.sum()))  # undo the step's divisor for the log
+        if not args.kl_in_reward:
+            kl = kl_loss(
+                judged.logprobs, inputs["ref_logprobs"], mask, args.kl_estimator, tokens, weights
+            )
+            actor = actor + self.kl.value * kl
+        if args.entropy_coef > 0:
+            bonus = entropy_bonus(judged.entropy, mask, tokens, weights)
+            actor = actor - args.entropy_coef * bonus
+        loss = actor * 0.0 if warming else actor
+        if args.has_critic:
+            critic = value_loss(
+                judged.values,
+                inputs["values"],
+                inputs["returns"],
+                mask,
+                args.clip_range_value,
+                tokens,
+                weights,
+            )
+            loss = loss + args.vf_coef * critic
+        share = float(tokens) / max(1e-8, float(inputs["shares"].sum()))  # undo the step's divisor
         self._record("policy/loss", actor, share)
-        self._record("value/loss", critic, share)
+        if args.has_critic:
+            self._record("value/loss", critic, share)
         moved = ratio_statistics(judged.logprobs, inputs["logprobs"], mask, args.clip_range)
         for key, value in moved.items():
             self.metrics[key].append(value)
         return (loss, judged) if return_outputs else loss
 
     def _tolerance(self) -> float:
-        """What rounding may do to a log-probability; the sampler keeps float32."""
-        half = next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        return 0.1 if half or self.args.bf16 or self.args.fp16 else 1e-3
-
-    def _check_ratio(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> None:
-        self.checked = True
-        tolerance = self._tolerance()
-        difference = gap(logprobs.detach(), old_logprobs, mask)
-        if difference > tolerance:
-            raise ModelError(
-                f"step-0 check: the first log-ratio is {difference:.4f} instead of 0 (allowed "
-                f"{tolerance}): the training forward pass differs from the scoring one. Look at "
-                "dropout or torch.compile. trainer.self_check=false switches this off."
-            )
+        return tolerance_of(self.model, self.args.bf16 or self.args.fp16)
 
     def _record(self, key: str, value: Tensor, scale: float) -> None:
         self.metrics[key].append(float(value.detach()) * scale)
@@ -264,6 +270,7 @@ class PPOLossTrainer(transformers.Trainer):
             "tokens_seen": self.tokens_seen,
             "checked": self.checked,
             "metrics": {key: list(values) for key, values in self.metrics.items()},
+            "score": self.score.state_dict() if isinstance(self.score, RewardScorer) else {},
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -272,6 +279,8 @@ class PPOLossTrainer(transformers.Trainer):
         self.kl.load_state_dict(state["kl"])
         self.tokens_seen, self.checked = state["tokens_seen"], state["checked"]
         self.metrics = defaultdict(list, state["metrics"])
+        if isinstance(self.score, RewardScorer):
+            self.score.load_state_dict(state["score"])
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -287,22 +296,33 @@ class PPOTrainer(FiniteMixin, GuardMixin, PPOLossTrainer):
     """PPO with guards and finite checks."""
 
 
-def refuse_sharding(trainer: transformers.Trainer) -> None:
-    """Decoding from shards is ten times slower and, under FSDP, wrong; refuse it.
+def shaping_of(args: PPOConfig, longest: int, synced: bool) -> Shaping:
+    """What the arguments say of rewards and advantages.
+
+    Args:
+        args: PPO's arguments.
+        longest: the length limit of completions.
+        synced: the sampler computes with weights of its own, so `correction=auto` corrects.
+    """
+    own = {f.name: getattr(args, f.name) for f in fields(Shaping) if hasattr(args, f.name)}
+    if args.correction == "auto":
+        own["correction"] = "token_truncate" if synced else "none"
+    return Shaping(**own | {"longest": longest})
+
+
+def refuse_ahead(args: PPOConfig, synced: bool) -> None:
+    """Rollouts can be drawn ahead only by weights that training leaves alone.
 
     Raises:
-        ConfigError: under ZeRO-3 or FSDP.
+        ConfigError: the sampler decodes with the policy that is being trained.
     """
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if zero3 or trainer.is_fsdp_enabled:
-        kind = "ZeRO-3" if zero3 else "FSDP"
+    if args.rollouts_ahead and not synced:
         raise ConfigError(
             [
                 Problem(
-                    "ppo",
-                    f"cannot sample from weights that {kind} shards.",
-                    "use DDP or ZeRO-2 (configs/accelerate), with LoRA if memory is short.",
+                    "trainer.rollouts_ahead",
+                    "the transformers sampler decodes with the weights that are being trained.",
+                    "set rollout.engine=vllm-server, or rollouts_ahead=false.",
                 )
             ]
         )

@@ -19,6 +19,7 @@ from align.config.stages import TrainingStage
 from align.data import Splits, fit_length, load_splits
 from align.data.rows import Kind
 from align.engine.checkpoint import (
+    MANIFEST,
     CheckpointCallback,
     check_space,
     disk_errors,
@@ -28,9 +29,17 @@ from align.engine.checkpoint import (
 )
 from align.engine.guards.base import Batch, Guard
 from align.engine.guards.ewc import EWC, LossFn, estimate_fisher, load_fisher, save_fisher
+from align.engine.guards.replay import Replay
 from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
 from align.engine.tokenizer import load_tokenizer
-from align.errors import ConfigError, Interrupted, MissingDependencyError, Problem
+from align.errors import (
+    ConfigError,
+    Interrupted,
+    MissingDependencyError,
+    Problem,
+    RewardError,
+    SamplerError,
+)
 from align.run import Run, fingerprint, write_json
 from align.signals import Limits, StopRules, Watch
 from align.signals.callback import SignalsCallback
@@ -177,23 +186,18 @@ def build_guards(
     """
     guards: list[Guard] = []
     for index, section in enumerate(sections):
+        if section.data:
+            run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
+            rows = examples(section.data, section.samples)
+        if section.type == "replay":
+            guards.append(Replay(rows, loss_fn, section.strength, section.batch_size, seed=index))
+            continue
         if section.artefact:
             fisher = load_fisher(Path(section.artefact))
             run.add_parent("guard", section.artefact)
-        elif section.data:
-            run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
-            fisher = estimate_fisher(model, examples(section.data, section.samples), loss_fn)
-            save_fisher(run.path / "guards" / f"fisher-{index}.safetensors", fisher)
         else:
-            raise ConfigError(
-                [
-                    Problem(
-                        f"guards.{index}",
-                        "ewc has neither data nor artefact.",
-                        "set `data` to what must not be forgotten, or `artefact` to a Fisher.",
-                    )
-                ]
-            )
+            fisher = estimate_fisher(model, rows, loss_fn)
+            save_fisher(run.path / "guards" / f"fisher-{index}.safetensors", fisher)
         guards.append(EWC(section.strength, fisher))
     return guards
 
@@ -235,6 +239,11 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
                 _load_finished(trainer, checkpoint)
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (SamplerError, RewardError) as error:
+        saved = save_now(trainer)
+        if saved:
+            error.add_note(f"{saved} was saved. Continue with the same command and --resume.")
+        raise
     finally:
         metrics.close()
     if signals.received:
@@ -247,6 +256,21 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         run.finish(stopped=watch.stopped)
     if trainer.skipped_batches:
         run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
+
+
+def save_now(trainer: Any) -> Path | None:
+    """Write a checkpoint of the last whole step, when something outside failed between two steps.
+
+    Returns:
+        The checkpoint, or None where nothing was trained since the last one.
+    """
+    step = trainer.state.global_step
+    folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
+    if step == 0 or trainer.args.save_strategy == "no" or (folder / MANIFEST).is_file():
+        return None
+    trainer._save_checkpoint(trainer.model, trial=None)
+    trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    return folder
 
 
 def watch_of(config: TrainingStage, run: Run) -> SignalsCallback | None:

@@ -236,7 +236,14 @@ def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, sta
     problems = []
     for index, section in enumerate(sections):
         where = f"guards.{index}"
-        if (section.data is None) == (section.artefact is None):
+        if section.type == "replay":
+            if section.data is None or section.artefact is not None:
+                fix = "set `data` to what must not be forgotten, and no `artefact`."
+                problems.append(Problem(where, "replay needs data, and nothing else.", fix))
+            if stage == "reward":
+                fix = "use ewc."
+                problems.append(Problem(where, "replay works on language models only.", fix))
+        elif (section.data is None) == (section.artefact is None):
             what = "neither" if section.data is None else "both"
             problems.append(
                 Problem(
@@ -251,7 +258,7 @@ def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, sta
         if artefact and not Path(artefact).is_file():
             what = f"{artefact}: no such file."
             problems.append(Problem(f"{where}.artefact", what, "name a fisher-*.safetensors."))
-        if peft is not None and stage != "ppo":
+        if section.type == "ewc" and peft is not None and stage != "ppo":
             problems.append(
                 Problem(
                     where,

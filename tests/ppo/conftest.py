@@ -33,7 +33,7 @@ def make_trainer(tmp_path, tiny_llama, tiny_tokenizer) -> Callable[..., PPOTrain
         policy: Any = None,
         reference: Any = "snapshot",
         reward: Any = vowels,
-        sampler: dict[str, Any] | None = None,
+        sampler: Any = None,
         critic: dict[str, Any] | None = None,
         guards: tuple[Any, ...] = (),
         value_learning_rate: float | None = None,
@@ -57,14 +57,16 @@ def make_trainer(tmp_path, tiny_llama, tiny_tokenizer) -> Callable[..., PPOTrain
             "seed": 3,
         }
         model = build_actor_critic(policy, **(critic or {}))
-        drawn = {"max_new_tokens": 8, "temperature": 1.0} | (sampler or {})
+        if sampler is None or isinstance(sampler, dict):
+            drawn = {"max_new_tokens": 8, "temperature": 1.0} | (sampler or {})
+            sampler = TransformersSampler(policy, tiny_tokenizer, **drawn)
         if isinstance(reference, str):
             reference = snapshot(policy)
         return PPOTrainer(
             model=model,
             reference=reference,
             args=PPOConfig(**settings | changes),
-            sampler=TransformersSampler(policy, tiny_tokenizer, **drawn),
+            sampler=sampler,
             score=reward_scorer([("reward", reward, 1.0)]),
             train_dataset=Dataset.from_dict({"prompt": QUESTIONS * 4}),
             processing_class=tiny_tokenizer,

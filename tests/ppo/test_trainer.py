@@ -232,14 +232,14 @@ def test_the_faults_of_a_reward_are_named(make_trainer):
 def test_a_non_finite_loss_stops_and_keeps_the_batch(make_trainer, tmp_path):
     trainer = make_trainer(self_check=False)
     trainer.finite_folder = tmp_path
-    collect = trainer.loader.collect
+    prepare = trainer.loader.prepare
 
-    def poisoned(prompts, columns):
-        experience = collect(prompts, columns)
+    def poisoned(rollout):
+        experience = prepare(rollout)
         experience.advantages[:, 0] = float("nan")
         return experience
 
-    trainer.loader.collect = poisoned
+    trainer.loader.prepare = poisoned
     with pytest.raises(NonFiniteError, match="step 0"):
         trainer.train()
     saved = torch.load(tmp_path / "non-finite-step-0.pt", weights_only=True)
@@ -255,6 +255,10 @@ def test_a_non_finite_loss_stops_and_keeps_the_batch(make_trainer, tmp_path):
         ({"dual_clip": 0.5}, "dual_clip"),
         ({"clip_range": 0.0}, "clip_range"),
         ({"eval_strategy": "steps"}, "eval_strategy"),
+        ({"advantage": "rloo"}, "group_size"),
+        ({"kl_in_reward": False}, "kl_estimator"),
+        ({"correction_low": 4.0}, "correction_low"),
+        ({"overlong_buffer": -1}, "overlong_buffer"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tmp_path, settings, key):
