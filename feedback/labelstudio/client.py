@@ -123,9 +123,10 @@ class LabelStudioClient:
         project: Json = self.request("POST", "api/projects/", body=fields)
         return project
 
-    def project(self, number: int) -> Json:
-        """A project's settings and counts."""
-        project: Json = self.request("GET", f"api/projects/{number}/")
+    def project(self, number: int, *, fields: Sequence[str] = ()) -> Json:
+        """A project's settings and counts: those named, which is faster, or all."""
+        params = {"include": ",".join(fields)} if fields else None
+        project: Json = self.request("GET", f"api/projects/{number}/", params=params)
         return project
 
     def update_project(self, number: int, **fields: Any) -> None:

@@ -13,6 +13,12 @@ from feedback.locks import exclusive
 from feedback.schema import Kind
 from feedback.store import FeedbackStore
 
+COUNTS = {  # ours: the server's
+    "tasks": "task_number",
+    "annotations": "total_annotations_number",
+    "skips": "skipped_annotations_number",
+}
+
 
 def create_projects(
     client: LabelStudioClient,
@@ -152,7 +158,7 @@ def check_config(client: LabelStudioClient, project: Project) -> dict[str, int]:
     Raises:
         LabelStudioError: the configuration differs, or the project is gone.
     """
-    now = client.project(project.project)
+    now = client.project(project.project, fields=("label_config", *COUNTS.values()))
     if config_hash(now["label_config"]) != project.config_hash:
         raise LabelStudioError(
             f"Label Studio project {project.project} ({project.name}): its labelling configuration "
@@ -160,8 +166,4 @@ def check_config(client: LabelStudioClient, project: Project) -> dict[str, int]:
             "has this number now. Fix: put the old configuration back (align feedback status "
             "--show-config prints it), check the server's address, or begin a new project."
         )
-    return {
-        "tasks": now["task_number"],
-        "annotations": now["total_annotations_number"],
-        "skips": now["skipped_annotations_number"],
-    }
+    return {name: int(now[theirs]) for name, theirs in COUNTS.items()}
