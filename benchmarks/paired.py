@@ -16,13 +16,15 @@ from typing import Any
 Json = dict[str, Any]
 
 
-def run_arm(module: str, arguments: Sequence[str]) -> Json:
+def run_arm(module: str, arguments: Sequence[str], python: Path | None = None) -> Json:
     """Run one arm (`python -m MODULE arm ...`) in a process of its own; what it printed last.
+
+    `python` is another environment's, for a peer that cannot live in this one.
 
     Raises:
         RuntimeError: it failed; the message holds the end of its output.
     """
-    command = [sys.executable, "-m", module, "arm", *arguments]
+    command = [str(python or sys.executable), "-m", module, "arm", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
