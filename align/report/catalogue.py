@@ -41,6 +41,9 @@ KNOWN: dict[str, Metric] = {
     "logits/rejected": Metric("Mean logit, rejected"),
     "reward/mean": Metric("Reward", "Mean score of the rollouts."),
     "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
+    "reward/zero_std_groups": Metric(
+        "Groups without a difference", "Share of groups whose answers score alike: no lesson.", 0.0
+    ),
     "reward/kl_shaped": Metric("KL-shaped reward", "Score less the KL penalty: what PPO raises."),
     "reward/disagreement": Metric("Disagreement", "Spread of an ensemble's members."),
     "reward/lower_bound": Metric("Lower bound", "Of an ensemble: mean less spread."),
@@ -98,6 +101,14 @@ MAIN: dict[str, tuple[str, ...]] = {
         "rollout/eos_rate",
     ),
 }
+MAIN["grpo"] = MAIN["rloo"] = (
+    "reward/mean",
+    "reward/zero_std_groups",
+    "kl/reference",
+    "policy/entropy",
+    "rollout/length_mean",
+    "rollout/eos_rate",
+)
 DEFAULT_MAIN = ("loss", "reward", "reward/mean", "kl", "kl/reference", "accuracy")
 
 NAMESPACES: dict[str, str] = {

@@ -39,6 +39,7 @@ from align.stages.grouped_checks import (
     check_options,
     check_padding,
     check_reference,
+    check_whole_groups,
 )
 from align.stages.ppo import show_samples, write_samples
 from align.stages.preflight import build_trainer, check_start, gather, loading
@@ -66,7 +67,10 @@ def run_grouped(
     gather(lambda: check_keys(config), lambda: check_rewards(config.reward))
     args = trainer_args(config, run)
     args.trust_remote_code = config.model.trust_remote_code
-    check_options(args, context, peft=config.peft is not None)
+    gather(
+        lambda: check_options(args, context, peft=config.peft is not None),
+        lambda: check_whole_groups(config.reward, args),
+    )
     check_start(config)
     tokenizer = open_tokenizer(config.model)
     data = load_prompts(config, args, run, tokenizer, context)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.config.sections import RewardSourceSection
 from align.config.stages import GRPOStage, RLOOStage
 from align.data.tokens import encode_prompts
 from align.engine.head import completion_logprobs
@@ -81,6 +82,29 @@ def check_options(args: Any, context: int | None, *, peft: bool) -> None:
         )
         what += "" if peft else "beta is 0."
         problems.append(Problem("trainer.sync_ref_model", what, "leave it off, or set beta."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_whole_groups(rewards: Sequence[RewardSourceSection], args: Any) -> None:
+    """A process that normalises in groups has to hold them whole; TRL may split one over several.
+
+    Raises:
+        ConfigError: naming the rewards.
+    """
+    own = args.per_device_train_batch_size * args.steps_per_generation
+    if args.world_size == 1 or own % args.num_generations == 0:
+        return
+    what = (
+        f"group, but each of {args.world_size} processes has {own} completions, so that groups of "
+        f"{args.num_generations} are split."
+    )
+    fix = "make per_device_train_batch_size a multiple of num_generations, or use running."
+    problems = [
+        Problem(f"reward.{index}.normalise", what, fix)
+        for index, section in enumerate(rewards)
+        if section.normalise == "group"
+    ]
     if problems:
         raise ConfigError(problems)
 

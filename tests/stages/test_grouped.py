@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from align.config.load import load_config
+from align.config.sections import RewardSourceSection
 from align.config.stages import STAGES
 from align.engine.checkpoint import verify
 from align.engine.head import policy_logprobs
@@ -278,6 +279,20 @@ def test_truncation_is_refused_in_rloo_even_with_vllm():
     args.vllm_importance_sampling_correction = True
     grouped_checks.check_options(args, 64, peft=False)
     assert not hasattr(trl.RLOOConfig, "vllm_importance_sampling_correction")
+
+
+def test_groups_that_processes_would_split_are_not_normalised_in():
+    sections = [
+        RewardSourceSection(function="a:b"),
+        RewardSourceSection(function="a:c", normalise="group"),
+    ]
+    args = SimpleNamespace(per_device_train_batch_size=2, steps_per_generation=3)
+    args.num_generations, args.world_size = 4, 2
+    with pytest.raises(ConfigError, match=r"reward\.1\.normalise: group, but each of 2 processes"):
+        grouped_checks.check_whole_groups(sections, args)
+    for change in ({"world_size": 1}, {"steps_per_generation": 4}):
+        grouped_checks.check_whole_groups(sections, SimpleNamespace(**vars(args) | change))
+    grouped_checks.check_whole_groups(sections[:1], args)
 
 
 def test_fewer_prompts_than_a_batch_takes(launch, unreadable, data_files):

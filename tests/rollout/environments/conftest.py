@@ -91,12 +91,17 @@ def tool(counter) -> type:
     """Asynchronous, and it speaks as a tool."""
 
     class Tool(counter):
+        inside = most = 0  # steps at once
+
         async def reset(self, **columns: Any) -> list[dict[str, str]]:
             await asyncio.sleep(0)
             return [{"role": "system", "content": "Tools are there."}]
 
         async def step(self, completion: str) -> Step:
-            await asyncio.sleep(0.1)
+            Tool.inside += 1
+            Tool.most = max(Tool.most, Tool.inside)
+            await asyncio.sleep(0.01)
+            Tool.inside -= 1
             step = super().step(completion)
             return Step([{"role": "tool", "content": "42"}], step.reward, step.done, step.info)
 

@@ -22,11 +22,18 @@ async def nap(seconds: float, value: int) -> int:
 
 
 def test_results_are_in_order_and_async_calls_overlap():
-    calls = [Call(f"call {i}", nap, (0.2 - 0.02 * i, i)) for i in range(8)]
+    gone: list[int] = []
+
+    async def leave(seconds: float, value: int) -> int:
+        await asyncio.sleep(seconds)
+        gone.append(value)
+        return value
+
+    calls = [Call(f"call {i}", leave, (0.4 - 0.05 * i, i)) for i in range(8)]
     with Caller(5.0) as caller:
-        began = time.monotonic()
         assert caller(calls) == list(range(8))
-    assert time.monotonic() - began < 0.8  # one after another they take 1.04 s
+    assert len(gone) == 8
+    assert gone[0] == 7  # the last to begin sleeps the least, and did not wait for the others
 
 
 def test_sync_calls_share_one_thread_that_is_not_the_callers():
@@ -42,10 +49,9 @@ def test_sync_calls_share_one_thread_that_is_not_the_callers():
 def test_a_sync_call_that_hangs_is_reported_in_time_and_others_still_run():
     gate = threading.Event()
     with Caller(0.2) as caller:
-        began = time.monotonic()
         with pytest.raises(SamplerError, match=r"episode 3: step did not return within 0\.2 s"):
             caller([Call("fine", int), Call("episode 3: step", gate.wait)])
-        assert time.monotonic() - began < 1.0
+        assert not gate.is_set()  # it hangs on
         assert caller([Call("after", int)]) == [0]
     gate.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -146,9 +145,8 @@ def test_an_opening_observation_is_part_of_the_prompt(
 def test_async_environments_and_messages_of_any_role(
     play, tiny_tokenizer, prompts, counter, rows, tool
 ):
-    began = time.monotonic()
     rollout = play(tool)(prompts, group_size=4)
-    assert time.monotonic() - began < 3.0  # 36 steps of 0.1 s one after another take 3.6 s
+    assert tool.most == 12  # all steps of a turn at once
     assert rollout.prompts[0][-1] == {"role": "system", "content": "Tools are there."}
     assert rollout.completions[0][1] == {"role": "tool", "content": "42"}
     (ids, _), *_ = rows(rollout)
