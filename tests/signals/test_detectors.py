@@ -104,7 +104,7 @@ def test_one_bad_update_is_no_trend():
 
 def test_a_young_run_is_left_in_peace():
     young = History()
-    for update in range(31):
+    for update in range(30):
         young.add(update, {"reward/mean": up(update), "gold/quality": down(update)})
     assert reward_hacking(young, LIMITS) is None
 
@@ -125,7 +125,7 @@ def test_kl_past_its_limit_and_not_before():
         (lambda u: 0.05 * math.exp(u / 10), True),
         (lambda u: 0.01 * u**2, False),  # a steady pace: the root is a line
         (lambda u: 0.4 * u, False),
-        (lambda u: 1e-4 * math.exp(u / 10), False),  # too small to matter
+        (lambda u: 0.004 * math.exp(u / 10), False),  # below 5 nats: too small to matter
     ],
 )
 def test_kl_runs_away_when_its_root_bends_upwards(growth, runs_away):
@@ -133,6 +133,17 @@ def test_kl_runs_away_when_its_root_bends_upwards(growth, runs_away):
     assert (alarm is not None) == runs_away
     if alarm is not None:
         assert "faster and faster" in alarm.message
+
+
+def test_a_bend_within_its_noise_is_none():
+    """The fitted parabola turns steeply upwards; its interval says that it may not."""
+    generator = np.random.default_rng(5)
+    noisy = np.clip(np.linspace(4, 14, 64) + 4 * generator.normal(size=64), 0.1, None)
+    made = History()
+    for update, value in enumerate(noisy.tolist()):
+        made.add(update, {"kl/reference": value})
+    assert kl_runaway(made, LIMITS) is None
+    assert kl_runaway(made, Limits(level=0.1)) is not None
 
 
 @pytest.mark.parametrize(("end", "collapsed"), [(0.05, True), (0.5, False)])
