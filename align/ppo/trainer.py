@@ -92,7 +92,8 @@ class PPOLossTrainer(transformers.Trainer):
         if args.kl_controller == "adaptive":
             self.kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
         synced = isinstance(sampler, SyncedSampler)
-        self.shaping = shaping_of(args, getattr(sampler, "max_new_tokens", 1), synced)
+        longest = getattr(sampler, "max_new_tokens", 1) * getattr(sampler, "max_turns", 1)
+        self.shaping = shaping_of(args, longest, synced)
         refuse_ahead(args, synced)
         if isinstance(score, RewardScorer):
             score.group_size, score.reduce = args.group_size, self._sum_over_ranks
