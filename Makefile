@@ -4,6 +4,7 @@
 # Needs Python 3.11 or later. PYTHON=..., VENV=..., TORCH_SPEC=... override; see docs/install.md.
 
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export VENV PYTHON TORCH_SPEC
 # Nothing here may phone home or wait for a terminal.
@@ -35,7 +36,7 @@ quickstart: setup
 	$(BIN)/align quickstart $(QUICKSTART_ARGS)
 
 test: setup-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 vllm: setup
 	$(BIN)/python -m align.rollout.vllm_environment

@@ -24,6 +24,16 @@ from align.types import Rollout
 torch.set_num_threads(1)
 
 NOBODY = 65534
+SERVERS = ("labelstudio", "vllm")  # marks whose tests share one server, so one worker runs them
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist's `--dist loadgroup`: the tests of one real server stay together."""
+    for item in items:
+        for name in SERVERS:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.xdist_group(name))
+
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
