@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from feedback.schema import Text
 from reward.errors import ModelError
+from reward.packed import can_pack, packed_states
 
 
 def encode_answer(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -60,6 +61,13 @@ def pool_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
         wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     )
     backbone = inner.base_model
+    real = attention_mask.bool()
+    if can_pack(backbone, input_ids.device) and bool(real.any(dim=1).all()):
+        lengths = real.sum(dim=1)
+        ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+        ends[lengths.cumsum(dim=0) - 1] = True
+        pooled = packed_states(backbone, input_ids[real], lengths.tolist(), ends)
+        return score_head(inner)(pooled).squeeze(-1).float()
     extra = {}
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         extra["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from align.engine.packed import can_pack, packed_states
 from align.types import Rollout
+from reward.packed import can_pack, packed_states
 
 CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from align.errors import ModelError
+from reward.errors import ModelError
 
 NAME = "align_packed"
 

@@ -15,10 +15,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from align.engine import head, packed
+from align.engine import head
 from align.engine.head import backbone_states, completion_logprobs, states_before
-from align.engine.packed import can_pack, packed_states
 from align.errors import ModelError
+from reward import packed
+from reward.packed import can_pack, packed_states
 
 SIZES = {
     "vocab_size": 300,
