@@ -1,4 +1,4 @@
-"""PPO's own arguments, beside everything transformers' TrainingArguments has.
+"""PPO's own arguments.
 
 Defaults follow design.md's checklist: gamma 1, lambda 0.95, clip 0.2, value clip 0.2, vf_coef 0.1,
 4 epochs, KL 0.05, learning rate 3e-6.
@@ -6,34 +6,21 @@ Defaults follow design.md's checklist: gamma 1, lambda 0.95, clip 0.2, value cli
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import TrainingArguments
-
-from align.errors import ConfigError, Problem
+from align.errors import Problem
 from align.ppo.advantages import CRITICS, GROUPED, WHITENED, Estimator
+from align.ppo.arguments import RolloutArguments
 from align.ppo.correction import Correction
 from align.ppo.kl import KLEstimator
 from align.ppo.objectives import Aggregation
 
 
 @dataclass
-class PPOConfig(TrainingArguments):
-    """Arguments of `PPOTrainer`.
+class PPOConfig(RolloutArguments):
+    """Arguments of `PPOTrainer`; those of its outer loop are `RolloutArguments`'."""
 
-    One update samples `rollout_batch_size` completions per process and takes
-    ppo_epochs * rollout_batch_size / (per_device_train_batch_size * gradient_accumulation_steps)
-    optimizer steps on them. `max_steps` follows from `total_episodes`.
-    """
-
-    learning_rate: float = field(default=3e-6, metadata={"help": "Of policy and, unset, critic."})
-    logging_steps: float = field(default=1, metadata={"help": "In optimizer steps."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule."})
-    total_episodes: int = field(default=10_000, metadata={"help": "Completions over all updates."})
-    rollout_batch_size: int = field(default=64, metadata={"help": "Completions per update, rank."})
-    group_size: int = field(default=1, metadata={"help": "Completions per prompt."})
     ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of rollouts."})
     advantage: Estimator = field(default="gae", metadata={"help": "Only gae has a critic."})
     loss_aggregation: Aggregation = field(default="token", metadata={"help": "Mean over what."})
@@ -55,11 +42,6 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "Over all ranks; null: for gae and reinforce++."}
     )
     whiten_rewards: bool = field(default=False, metadata={"help": "Keeps their mean."})
-    reward_clip: float | None = field(default=None, metadata={"help": "Bound on |score|."})
-    missing_eos_penalty: float = field(default=1.0, metadata={"help": "Off the score, if unended."})
-    overlong_buffer: int = field(default=0, metadata={"help": "Last tokens; 0: no penalty."})
-    overlong_penalty: float = field(default=1.0, metadata={"help": "At the length limit."})
-    length_penalty: float = field(default=0.0, metadata={"help": "Off the score, per token."})
     mask_truncated: bool = field(default=False, metadata={"help": "Unended ones do not train."})
     critic_warmup_updates: int = field(default=0, metadata={"help": "Updates for the critic only."})
     correction: Literal["auto"] | Correction = field(
@@ -67,25 +49,15 @@ class PPOConfig(TrainingArguments):
     )
     correction_high: float = field(default=3.0, metadata={"help": "Greatest weight."})
     correction_low: float | None = field(default=None, metadata={"help": "Least weight."})
-    rollouts_ahead: bool = field(default=False, metadata={"help": "Draw while training."})
-    self_check: bool = field(default=True, metadata={"help": "Ratio 1 and KL 0 at step 0."})
 
     def __post_init__(self) -> None:
-        """Check what belongs together and derive `max_steps`.
+        """Check what belongs together.
 
         Raises:
             ConfigError: with every problem found.
         """
-        problems = self._problems()
-        if problems:
-            raise ConfigError(problems)
         if self.whiten_advantages is None:
             self.whiten_advantages = self.advantage in WHITENED
-        if self.max_steps < 0:
-            self.max_steps = self.updates * self.steps_per_update
-        self.ignore_data_skip = True  # the loader restores its own position
-        self.remove_unused_columns = False
-        self.logging_nan_inf_filter = False
         super().__post_init__()
 
     @property
@@ -94,37 +66,12 @@ class PPOConfig(TrainingArguments):
         return self.advantage in CRITICS
 
     @property
-    def steps_per_update(self) -> int:
-        """Optimizer steps on one batch of rollouts."""
-        step = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return self.ppo_epochs * (self.rollout_batch_size // step)
-
-    @property
-    def updates(self) -> int:
-        """Batches of rollouts; `total_episodes` counts over all processes."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        return max(1, self.total_episodes // (self.rollout_batch_size * world))
+    def epochs(self) -> int:
+        """Passes over each batch of rollouts."""
+        return self.ppo_epochs
 
     def _problems(self) -> list[Problem]:
-        step = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        found = []
-        if self.rollout_batch_size % step:
-            found.append(
-                Problem(
-                    "trainer.rollout_batch_size",
-                    f"{self.rollout_batch_size} is no multiple of per_device_train_batch_size * "
-                    f"gradient_accumulation_steps = {step}.",
-                    f"use {max(step, self.rollout_batch_size // step * step)}.",
-                )
-            )
-        if self.group_size < 1 or self.rollout_batch_size % self.group_size:
-            found.append(
-                Problem(
-                    "trainer.group_size",
-                    f"{self.group_size} does not divide rollout_batch_size = "
-                    f"{self.rollout_batch_size}.",
-                )
-            )
+        found = super()._problems()
         if self.advantage in GROUPED and self.group_size < 2:
             found.append(
                 Problem(
@@ -149,9 +96,6 @@ class PPOConfig(TrainingArguments):
                     f"{self.correction_low} is above correction_high={self.correction_high}.",
                 )
             )
-        for name in ("overlong_buffer", "overlong_penalty", "length_penalty"):
-            if getattr(self, name) < 0:
-                found.append(Problem(f"trainer.{name}", f"{getattr(self, name)} is negative."))
         for name, low, high in (("gamma", 0.0, 1.0), ("gae_lambda", 0.0, 1.0)):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -164,12 +108,4 @@ class PPOConfig(TrainingArguments):
             found.append(Problem("trainer.ppo_epochs", f"{self.ppo_epochs} is not at least 1."))
         if self.kl_coef < 0:
             found.append(Problem("trainer.kl_coef", f"{self.kl_coef} is negative."))
-        if self.eval_strategy != "no":
-            found.append(
-                Problem(
-                    "trainer.eval_strategy",
-                    "PPO evaluates nothing while it trains.",
-                    "remove it and run `align evaluate` on the result.",
-                )
-            )
         return found

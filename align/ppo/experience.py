@@ -142,22 +142,9 @@ def make_experience(
         weights,
         shares,
     )
-    k1 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k1") * mask).sum(dim=1)
-    k3 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k3") * mask).sum(dim=1)
-    metrics = {
-        "reward/mean": scores.mean().item(),
-        "reward/std": scores.std(unbiased=False).item(),
-        "reward/kl_shaped": (rewards * mask).sum(dim=1).mean().item(),
-        "kl/reference": k1.mean().item(),
-        "kl/k3": k3.mean().item(),
-        "kl/coef": kl_coef,
-        "policy/entropy": masked_mean(judged.entropy, mask).item(),
-        "rollout/eos_rate": finished.float().mean().item(),
-        "rollout/length_mean": lengths.mean().item(),
-        "rollout/length_max": lengths.max().item(),
-        "rollout/repetition": repetition(rollout.completion_ids, rollout.mask).mean().item(),
-        "rollout/sampler_gap": gap(sampled, judged.logprobs, mask),
-    }
+    metrics = describe(rollout, scores, judged)
+    metrics["reward/kl_shaped"] = (rewards * mask).sum(dim=1).mean().item()
+    metrics["kl/coef"] = kl_coef
     if shaping.advantage in CRITICS:
         metrics["value/mean"] = masked_mean(judged.values, train).item()
         metrics["value/explained_variance"] = explained_variance(judged.values, returns, train)
@@ -167,6 +154,27 @@ def make_experience(
         groups = scores.view(-1, shaping.group_size)
         metrics["reward/group_std"] = groups.std(dim=1, unbiased=False).mean().item()
     return experience, metrics
+
+
+def describe(rollout: Rollout, scores: Tensor, judged: Judged) -> dict[str, float]:
+    """What to log about rollouts, whatever is learnt from them."""
+    device = scores.device
+    mask, finished = rollout.mask.to(device), rollout.finished.to(device)
+    k1 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k1") * mask).sum(dim=1)
+    k3 = (estimate_kl(judged.logprobs, judged.ref_logprobs, "k3") * mask).sum(dim=1)
+    lengths = mask.sum(dim=1)
+    return {
+        "reward/mean": scores.mean().item(),
+        "reward/std": scores.std(unbiased=False).item(),
+        "kl/reference": k1.mean().item(),
+        "kl/k3": k3.mean().item(),
+        "policy/entropy": masked_mean(judged.entropy, mask).item(),
+        "rollout/eos_rate": finished.float().mean().item(),
+        "rollout/length_mean": lengths.mean().item(),
+        "rollout/length_max": lengths.max().item(),
+        "rollout/repetition": repetition(rollout.completion_ids, rollout.mask).mean().item(),
+        "rollout/sampler_gap": gap(rollout.logprobs.to(device), judged.logprobs, mask),
+    }
 
 
 def judge(

@@ -1,0 +1,216 @@
+"""What trainers that sample from the policy they train share: loader, sampler, rewards, metrics.
+
+The outer loop (prompts, rollouts, experience) is in `align.ppo.loader`. A trainer adds how an
+experience is made (`experience_of`) and its loss (`compute_loss`). Leaves out sharded generation:
+under ZeRO-3 and FSDP they refuse to start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from align.errors import ConfigError, Problem
+from align.ppo.arguments import RolloutArguments
+from align.ppo.checks import check_start, refuse_sharding, tolerance_of
+from align.ppo.loader import OnPolicyLoader, PromptStream
+from align.ppo.rewards import RewardScorer, ScoreFn
+from align.types import Experience, Rollout, Sampler, SyncedSampler, Text
+
+
+class OnPolicyTrainer(transformers.Trainer):
+    """A Trainer whose data are its own samples."""
+
+    # compute_loss divides by the tokens of the whole optimizer step itself.
+    loss_is_scaled_for_ga = True
+    args: RolloutArguments
+    together = 1  # neighbouring rows of an experience that stay in one microbatch
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        args: RolloutArguments,
+        sampler: Sampler,
+        score: ScoreFn,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        """Set up.
+
+        Args:
+            model: what trains.
+            reference: frozen start policy; None when the policy's adapters are switched off
+                instead.
+            args: the trainer's and transformers' arguments.
+            sampler: draws completions with the same policy object, or is synced with it.
+            score: rewards of a rollout and what to log about them (`reward_scorer`).
+            train_dataset: rows with a `prompt` and any columns rewards want.
+            processing_class: the tokenizer, saved with checkpoints.
+            callbacks: further callbacks.
+
+        Raises:
+            ConfigError: under ZeRO-3 or FSDP, or rollouts cannot be drawn ahead.
+        """
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        refuse_sharding(self)
+        self.reference = reference
+        if reference is not None:
+            reference.to(args.device)
+        self.sampler, self.score = sampler, score
+        self.synced = isinstance(sampler, SyncedSampler)
+        refuse_ahead(args, self.synced)
+        self.longest = getattr(sampler, "max_new_tokens", 1) * getattr(sampler, "max_turns", 1)
+        if isinstance(score, RewardScorer):
+            score.group_size, score.reduce = args.group_size, self._sum_over_ranks
+        self.metrics: dict[str, list[float]] = defaultdict(list)
+        self.tokens_seen = 0
+        self.started = False
+        self.checked = not args.self_check
+        self.loader = OnPolicyLoader(
+            PromptStream(
+                train_dataset,
+                args.rollout_batch_size // args.group_size,
+                args.seed,
+                args.process_index,
+                args.world_size,
+            ),
+            self._sample,
+            self._prepare,
+            epochs=args.epochs,
+            micro_batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.seed,
+            sum_over_ranks=self._sum_over_ranks,
+            world=args.world_size,
+            refresh=self._refresh,
+            ahead=args.rollouts_ahead,
+            updates=args.updates,
+            together=self.together,
+        )
+
+    @property
+    def policy(self) -> nn.Module:
+        """The language model inside what trains."""
+        return self.model  # type: ignore[return-value]
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the loss allows for a sampler whose probabilities are not the policy's."""
+        return False
+
+    def experience_of(
+        self, rollout: Rollout, scores: list[float]
+    ) -> tuple[Experience, dict[str, float]]:
+        """An experience of scored rollouts, and what to log about it."""
+        raise NotImplementedError
+
+    def get_train_dataloader(self) -> OnPolicyLoader:  # type: ignore[override]
+        """Our loader, unprepared (see `align.ppo.loader`)."""
+        if not self.started and self.state.global_step == 0 and self.args.world_size > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # ranks differ
+        self.started = True
+        return self.loader
+
+    def _refresh(self) -> None:
+        """Bring a sampler with weights of its own the policy's of now."""
+        if isinstance(self.sampler, SyncedSampler):
+            found = self.sampler.sync(self.policy, self.loader.update)
+            for key, value in found.items():
+                self.metrics[key].append(value)
+
+    def _sample(self, prompts: list[Text], columns: dict[str, list[Any]]) -> Rollout:
+        return self.sampler(prompts, group_size=self.args.group_size, **columns)
+
+    def _prepare(self, rollout: Rollout) -> Experience:
+        """Score a batch of rollouts and turn it into an experience."""
+        if isinstance(self.score, RewardScorer):
+            self.score.update, self.score.trainer_state = self.loader.update, self.state
+        scores, reward_metrics = self.score(rollout)
+        experience, metrics = self.experience_of(rollout, scores)
+        if self.synced:
+            metrics["rollout/age"] = float(self.loader.update - rollout.version)
+        if not self.checked:
+            sampler_gap = 0.0 if self.corrected else metrics["rollout/sampler_gap"]
+            check_start(experience, sampler_gap, self._tolerance())
+        self.tokens_seen += int(self._sum_over_ranks(rollout.attention_mask.sum()))
+        for key, value in (metrics | reward_metrics).items():
+            self.metrics[key].append(value)
+        return experience
+
+    def _tolerance(self) -> float:
+        return tolerance_of(self.policy, self.args.bf16 or self.args.fp16)
+
+    def _record(self, key: str, value: Tensor, scale: float) -> None:
+        self.metrics[key].append(float(value.detach()) * scale)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the means of what was gathered since the last log."""
+        if self.metrics and "loss" in logs:
+            extremes = {"policy/ratio_max": max, "policy/ratio_min": min}
+            for key, values in self.metrics.items():
+                reduce = extremes.get(key)
+                logs[key] = reduce(values) if reduce else math.fsum(values) / len(values)
+            logs["num_tokens"] = self.tokens_seen
+            logs["episodes"] = self.loader.prompts.cursor * self.args.group_size
+            self.metrics.clear()
+        super().log(logs, *args, **kwargs)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside transformers' own files."""
+        return {
+            "loader": self.loader.state_dict(),
+            "tokens_seen": self.tokens_seen,
+            "checked": self.checked,
+            "metrics": {key: list(values) for key, values in self.metrics.items()},
+            "score": self.score.state_dict() if isinstance(self.score, RewardScorer) else {},
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore `extra_state`."""
+        self.loader.load_state_dict(state["loader"], self.args.device)
+        self.tokens_seen, self.checked = state["tokens_seen"], state["checked"]
+        self.metrics = defaultdict(list, state["metrics"])
+        if isinstance(self.score, RewardScorer):
+            self.score.load_state_dict(state["score"])
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return value
+        return self.accelerator.reduce(value.to(self.args.device), reduction="sum")
+
+    def _mean_over_ranks(self, value: float) -> float:
+        total = self._sum_over_ranks(torch.tensor(value, dtype=torch.float64))
+        return float(total) / self.args.world_size
+
+
+def refuse_ahead(args: RolloutArguments, synced: bool) -> None:
+    """Rollouts can be drawn ahead only by weights that training leaves alone.
+
+    Raises:
+        ConfigError: the sampler decodes with the policy that is being trained.
+    """
+    if args.rollouts_ahead and not synced:
+        raise ConfigError(
+            [
+                Problem(
+                    "trainer.rollouts_ahead",
+                    "the transformers sampler decodes with the weights that are being trained.",
+                    "set rollout.engine=vllm-server, or rollouts_ahead=false.",
+                )
+            ]
+        )
