@@ -97,6 +97,14 @@ def ppo(
     run_stage("ppo", config, overrides or [], resume=resume, dry_run=dry_run)
 
 
+@app.command("online-dpo")
+def online_dpo(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a policy on comparisons of its own answers, judged by rewards."""
+    run_stage("online_dpo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
 @app.command()
 def grpo(
     config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False

@@ -66,15 +66,27 @@ class DPOStage(TrainingStage):
     trainer_class: ClassVar[str | None] = "trl:DPOConfig"
 
 
-class PPOStage(TrainingStage):
+class OnPolicyStage(TrainingStage):
+    """What every stage of ours reads that trains on the policy's own samples."""
+
+    reward: list[RewardSourceSection] = Field(min_length=1)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    signals: SignalsSection = Field(default_factory=SignalsSection)
+
+
+class PPOStage(OnPolicyStage):
     """`align ppo`."""
 
     stage: ClassVar[str] = "ppo"
     trainer_class: ClassVar[str | None] = "align.ppo.config:PPOConfig"
-    reward: list[RewardSourceSection] = Field(min_length=1)
-    rollout: RolloutSection = Field(default_factory=RolloutSection)
     value: ValueSection = Field(default_factory=ValueSection)
-    signals: SignalsSection = Field(default_factory=SignalsSection)
+
+
+class OnlineDPOStage(OnPolicyStage):
+    """`align online-dpo`."""
+
+    stage: ClassVar[str] = "online_dpo"
+    trainer_class: ClassVar[str | None] = "align.ppo.online_dpo:OnlineDPOConfig"
 
 
 class GRPOStage(TrainingStage):
@@ -113,7 +125,8 @@ class EvaluateStage(StageConfig):
         return self
 
 
-STAGES: dict[str, type[StageConfig]] = {
-    cls.stage: cls
-    for cls in (SFTStage, RewardStage, DPOStage, PPOStage, GRPOStage, RLOOStage, EvaluateStage)
-}
+ALL: tuple[type[StageConfig], ...] = (
+    *(SFTStage, RewardStage, DPOStage, PPOStage, OnlineDPOStage),
+    *(GRPOStage, RLOOStage, EvaluateStage),
+)
+STAGES: dict[str, type[StageConfig]] = {cls.stage: cls for cls in ALL}

@@ -3,8 +3,8 @@
 Guo et al. (2024), "Direct Language Model Alignment from Online AI Feedback"; the loss is DPO's
 (Rafailov et al. 2023, equation 7), or IPO's (Azar et al. 2024, equation 17). Each prompt's best
 and worst completion are a pair; prompts whose completions all score alike train nothing. Sampler,
-loader and rewards are PPO's. Leaves out a correction of the sampler's probabilities: DPO needs no samples
-of the policy itself to be right, so those of a slightly older policy do.
+loader and rewards are PPO's. Leaves out a correction of the sampler's probabilities: DPO is right
+on samples of a slightly older policy too.
 """
 
 from __future__ import annotations

@@ -101,6 +101,14 @@ MAIN: dict[str, tuple[str, ...]] = {
         "rollout/eos_rate",
     ),
 }
+MAIN["online_dpo"] = (
+    "reward/mean",
+    "kl/reference",
+    "rewards/margins",
+    "rewards/accuracies",
+    "pairs/used",
+    "rollout/length_mean",
+)
 MAIN["grpo"] = MAIN["rloo"] = (
     "reward/mean",
     "reward/zero_std_groups",

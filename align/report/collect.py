@@ -17,7 +17,18 @@ import yaml
 from align.errors import DataError, RunError
 from align.report.values import Json, mapping, moment, number, rows, text
 
-TRAINING = ("sft", "reward", "dpo", "ppo", "kto", "grpo", "rloo", "selftrain", "distill")
+TRAINING = (
+    "sft",
+    "reward",
+    "dpo",
+    "ppo",
+    "online_dpo",
+    "kto",
+    "grpo",
+    "rloo",
+    "selftrain",
+    "distill",
+)
 _FOLDER_DEPTH = 3  # how deep a folder of runs is searched
 
 

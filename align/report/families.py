@@ -18,9 +18,10 @@ _FREE_KEYS = {"seed", "dir", "overwrite", "path", "artefact", "policy", "init", 
 _FREE_SECTIONS = {"tracking"}
 _MODEL_ROLES = ("model", "reward", "value", "reference")  # parents that are models
 _NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation"}
+_NAMES |= {"online_dpo": "Online DPO"}
 _NAMES |= {name: name.capitalize() for name in ("base", "before", "after", "policy")}
 _ACRONYMS = ("sft", "dpo", "ppo", "kto", "grpo", "rloo", "rm")
-_STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo")
+_STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "online_dpo", "grpo", "rloo")
 
 
 def display_name(name: str) -> str:
@@ -49,7 +50,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def hue(name: str) -> str:
     """The colour class of a stage or model: one thing has one colour all over the page."""
-    lowered = name.lower()
+    lowered = name.lower().removeprefix("online_")
     known = ("sft", "reward", "dpo", "ppo", "kto", "grpo", "rloo", "evaluate")
     return next((f"hue-{key}" for key in known if lowered.startswith(key)), "hue-base")
 

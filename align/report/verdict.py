@@ -20,7 +20,9 @@ from align.report.values import figure, number, percent_interval, shown
 
 _LAST_LOSS = (("eval_loss", "held-out loss"), ("loss", "loss"))
 _LAST = {  # what stands for a stage's training, the best first
-    **dict.fromkeys(("ppo", "grpo", "rloo"), (("reward/mean", "reward"), ("loss", "loss"))),
+    **dict.fromkeys(
+        ("ppo", "online_dpo", "grpo", "rloo"), (("reward/mean", "reward"), ("loss", "loss"))
+    ),
     "reward": (("eval_accuracy", "held-out accuracy"), *_LAST_LOSS),
 }
 

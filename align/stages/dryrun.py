@@ -30,7 +30,8 @@ def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
     from align.stages.common import console
 
     grouped = isinstance(config, GRPOStage | RLOOStage)  # steps like SFT's, beside a reference
-    stage = cast(Literal["sft", "reward", "dpo", "ppo"], "sft" if grouped else config.stage)
+    alike = "sft" if grouped else {"online_dpo": "dpo"}.get(config.stage, config.stage)
+    stage = cast(Literal["sft", "reward", "dpo", "ppo"], alike)
     # Counted on a language model, whose size a classifier's hardly differs from.
     peft = config.peft
     adapter = peft_config(peft.method, peft.kwargs, "CAUSAL_LM") if peft else None

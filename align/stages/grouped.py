@@ -41,7 +41,7 @@ from align.stages.grouped_checks import (
     check_reference,
     check_whole_groups,
 )
-from align.stages.ppo import show_samples, write_samples
+from align.stages.on_policy import show_samples, write_samples
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples

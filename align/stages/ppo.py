@@ -2,182 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from align.config.stages import PPOStage
-from align.data import Splits
-from align.engine.guards.base import Batch
-from align.engine.models import freeze, load_policy, peft_config
-from align.errors import DataError
 from align.ppo.actor_critic import ActorCritic, build_actor_critic
-from align.ppo.rewards import RewardScorer
 from align.ppo.trainer import PPOTrainer
-from align.rollout.open import in_environment, open_sampler
-from align.rollout.transformers import TransformersSampler
-from align.run import Run, append_jsonl, fingerprint, read_jsonl
-from align.stages.common import (
-    build_guards,
-    load_data,
-    model_kwargs,
-    open_tokenizer,
-    save_model,
-    seed_everything,
-    train,
-    trainer_args,
-)
-from align.stages.dryrun import context_of, dry_report
-from align.stages.ppo_checks import check_critic, check_engine, check_sampling, check_value
-from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.rewards import check_rewards, models_of, open_rewards
-from align.stages.sft import sequence_nll, sft_examples
-from align.types import Rollout, Sampler, SyncedSampler
+from align.run import Run
+from align.stages.on_policy import run_on_policy
+from align.stages.on_policy_checks import check_critic, check_value
 
 
 def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
-    """Optimise a policy against rewards.
+    """Optimise a policy against rewards, with a critic where the advantage has one.
 
     Raises:
         AlignError: bad input of any kind, before the policy loads wherever that is possible.
     """
-    seed_everything(config.run.seed)
-    context = context_of(config.model.path)
-    args, *_ = gather(
-        lambda: trainer_args(config, run),
-        lambda: check_sampling(config.rollout, context),
-        lambda: check_engine(config),
-        lambda: check_rewards(config.reward),
-        lambda: check_value(config.value, config.peft),
-        lambda: check_critic(config),
-    )
-    check_start(config)
-    tokenizer = open_tokenizer(config.model)
-    data = load_prompts(config, run, tokenizer, context)
-    if dry_run:
-        dry_report(config, run, args)
-        return
-    rewards = open_rewards(config.reward)
-    with loading(config.model.path):
-        policy, reference, _ = load_policy(
-            config.model.path,
-            tokenizer=config.model.tokenizer,
-            chat_template=config.model.chat_template,
-            with_reference=config.peft is None,
-            **model_kwargs(config.model),
-        )
-    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
-    for section in config.reward:
-        for path in models_of(section):
-            run.add_parent("reward", path, fingerprint=fingerprint(path))
-    freeze(policy, config.model.freeze)
-    if config.peft:
-        import peft
 
-        adapter = peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM")
-        policy = build_trainer(peft.get_peft_model, model=policy, peft_config=adapter)
-    backbone = config.value.backbone if args.has_critic else "none"
-    model = build_actor_critic(policy, backbone=backbone, init=config.value.init)
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: sft_examples(path, count, tokenizer, None, policy.device),
-        policy_nll,
+    def make_model(policy: PreTrainedModel, args: Any) -> ActorCritic:
+        backbone = config.value.backbone if args.has_critic else "none"
+        return build_actor_critic(policy, backbone=backbone, init=config.value.init)
+
+    run_on_policy(
+        config,
         run,
+        PPOTrainer,
+        make_model,
+        checks=(
+            lambda: check_value(config.value, config.peft),
+            lambda: check_critic(config),
+        ),
+        options={"value_learning_rate": config.value.learning_rate},
+        resume=resume,
+        dry_run=dry_run,
     )
-    look = TransformersSampler(
-        policy,
-        tokenizer,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        seed=0,
-    )
-    shown = in_environment(config.rollout, look, policy, tokenizer)
-    held_out = data.validation if data.validation is not None else data.train
-    with closing(open_sampler(config.rollout, policy, tokenizer, run.path)) as sampler:
-        trainer = build_trainer(
-            PPOTrainer,
-            model=model,
-            reference=reference,
-            args=args,
-            sampler=sampler,
-            score=rewards,
-            train_dataset=data.train,
-            processing_class=tokenizer,
-            value_learning_rate=config.value.learning_rate,
-            guards=guards,
-        )
-        if not (resume and read_jsonl(run.path / "samples.jsonl")):
-            write_samples(run, "before", show_samples(shown, held_out, rewards))
-        train(trainer, config, run, resume=resume)
-    write_samples(run, "after", show_samples(shown, held_out, rewards))
-    save_model(policy, tokenizer, run.model)
-    model.save_value(run.path / "value")
-    run.finish(steps=trainer.state.global_step, updates=trainer.loader.update)
-
-
-@contextmanager
-def closing(sampler: Sampler) -> Iterator[Sampler]:
-    """Let go of a sampler's engine in the end, if it has one."""
-    try:
-        yield sampler
-    finally:
-        if isinstance(sampler, SyncedSampler):
-            sampler.close()
-
-
-def load_prompts(
-    config: PPOStage, run: Run, tokenizer: PreTrainedTokenizerBase, context: int | None
-) -> Splits:
-    """The prompts that leave room for an answer in the model's context.
-
-    Raises:
-        DataError: see `load_data`.
-    """
-    answer = config.rollout.max_new_tokens
-    room = None if context is None else context - answer
-    try:
-        return load_data(config, "prompts", run, tokenizer, max_length=room, context=context)
-    except DataError as error:
-        if "overlong" not in str(error):
-            raise
-        raise DataError(
-            f"{error} For PPO that length is the model's context of {context} less "
-            f"rollout.max_new_tokens={answer}, which can be lowered."
-        ) from error
-
-
-def policy_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Summed negative log-likelihood under the policy inside an actor-critic."""
-    assert isinstance(model, ActorCritic)
-    return sequence_nll(model.policy, batch)
-
-
-def show_samples(sampler: Sampler, rows: Any, rewards: RewardScorer) -> tuple[Rollout, list[float]]:
-    """Completions of up to 16 held-out prompts with their reward; needs a seeded sampler."""
-    chosen = rows.select(range(min(16, len(rows))))
-    columns = {k: list(chosen[k]) for k in chosen.column_names if k != "prompt"}
-    rollout = sampler(list(chosen["prompt"]), 1, **columns)
-    return rollout, rewards(rollout, learn=False)[0]
-
-
-def write_samples(run: Run, name: str, shown: tuple[Rollout, list[float]]) -> None:
-    """Keep completions for the report, under a name beside those that are there.
-
-    What was written before training outlives an interruption: a resumed run adds to it.
-    """
-    file = run.path / "samples.jsonl"
-    kept = read_jsonl(file)
-    rollout, scores = shown
-    file.unlink(missing_ok=True)
-    for row, prompt in enumerate(rollout.prompts):
-        old = kept[row] if row < len(kept) else {"completions": {}, "scores": {}}
-        line = {
-            "prompt": prompt,
-            "completions": old["completions"] | {name: rollout.completions[row]},
-            "scores": old["scores"] | {name: scores[row]},
-        }
-        append_jsonl(file, line)

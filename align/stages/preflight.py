@@ -258,7 +258,7 @@ def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, sta
         if artefact and not Path(artefact).is_file():
             what = f"{artefact}: no such file."
             problems.append(Problem(f"{where}.artefact", what, "name a fisher-*.safetensors."))
-        if section.type == "ewc" and peft is not None and stage != "ppo":
+        if section.type == "ewc" and peft is not None and stage not in ("ppo", "online_dpo"):
             problems.append(
                 Problem(
                     where,

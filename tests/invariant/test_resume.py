@@ -47,7 +47,19 @@ EXTRA = {
         "rollout.max_new_tokens=8",
     ],
 }
-KIND = {"sft": "sft", "reward": "preference", "dpo": "preference", "ppo": "prompts"}
+EXTRA["online_dpo"] = [
+    "trainer.total_episodes=48",
+    "trainer.rollout_batch_size=16",
+    "trainer.group_size=4",
+    "trainer.per_device_train_batch_size=2",
+    "trainer.dpo_epochs=2",  # 8 optimizer steps on each of 3 experiences
+    "reward=[{function: 'courteous_words:courteous'}]",
+    "rollout.max_new_tokens=8",
+]
+ON_POLICY = ("ppo", "online_dpo")
+KIND = {"sft": "sft", "reward": "preference", "dpo": "preference"} | dict.fromkeys(
+    ON_POLICY, "prompts"
+)
 
 
 @pytest.fixture
@@ -59,7 +71,7 @@ def launch(tmp_path, policy_dir, data_files, monkeypatch):
     def run(stage: str, name: str, *overrides: str, resume: bool = False) -> Path:
         file = str(data_files[KIND[stage]])
         given = [f"run.dir={tmp_path / name}", f"model.path={policy_dir}", f"data.train={file}"]
-        given += COMMON + (OFFLINE if stage != "ppo" else [])
+        given += COMMON + (OFFLINE if stage not in ON_POLICY else [])
         given += [item.replace("DATA", file) for item in EXTRA[stage]] + list(overrides)
         config = load_config(STAGES[stage], None, given)
         module = importlib.import_module(f"align.stages.{stage}")
@@ -98,7 +110,9 @@ def same(first: Path, second: Path) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("stage", "stop"), [("sft", 3), ("reward", 6), ("dpo", 3), ("ppo", 6)])
+@pytest.mark.parametrize(
+    ("stage", "stop"), [("sft", 3), ("reward", 6), ("dpo", 3), ("ppo", 6), ("online_dpo", 11)]
+)
 def test_a_stopped_and_resumed_run_is_the_same_run(launch, stage, stop):
     straight = launch(stage, "straight")
     with signal_at(stop), pytest.raises(Interrupted, match="SIGTERM"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.engine.guards.replay import Replay, collate
-from align.stages.ppo import policy_nll
+from align.stages.on_policy import policy_nll
 from align.stages.sft import sequence_nll
 
 

@@ -1,11 +1,11 @@
-"""What PPO's configuration must satisfy before any weights load."""
+"""What the configuration of PPO and online DPO must satisfy before any weights load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from align.config.sections import PeftSection, RolloutSection, ValueSection
-from align.config.stages import PPOStage
+from align.config.stages import OnPolicyStage, PPOStage
 from align.errors import ConfigError, Problem
 from align.ppo.advantages import CRITICS, ESTIMATORS
 from align.rollout.open import check_rollout
@@ -33,12 +33,12 @@ def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
             value = getattr(rollout, name)
             if value != off:
                 what = f"{value} truncates the distribution, and the gradient is not corrected."
-                problems.append(Problem(f"rollout.{name}", what, f"use {name}: {off} for PPO."))
+                problems.append(Problem(f"rollout.{name}", what, f"use {name}: {off} here."))
     if problems:
         raise ConfigError(problems)
 
 
-def check_engine(config: PPOStage) -> None:
+def check_engine(config: OnPolicyStage) -> None:
     """The engine that samples is there and fits the model.
 
     Raises:
