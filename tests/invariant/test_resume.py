@@ -16,7 +16,7 @@ from align.config.load import load_config
 from align.config.stages import STAGES
 from align.engine.checkpoint import MANIFEST, list_checkpoints, newest_valid
 from align.engine.monitor import StopCallback
-from align.errors import Interrupted
+from align.errors import Interrupted, RewardError
 from align.run import open_run
 
 REWARD = """
@@ -148,6 +148,32 @@ def test_a_signal_inside_the_reward_function_stops_ppo_within_an_experience(laun
         launch("ppo", "stopped", reward)
     assert [p.name for p in list_checkpoints(Path("stopped/checkpoints"))] == ["checkpoint-5"]
     launch("ppo", "stopped", reward, resume=True)
+    assert same(straight, Path("stopped"))
+
+
+@pytest.mark.parametrize("stage", ON_POLICY)
+def test_what_was_trained_is_saved_when_a_reward_fails(launch, tmp_path, stage):
+    """As a reward server that dies does: between two updates, without a checkpoint due."""
+    straight = launch(stage, "straight")
+    broken = tmp_path / "broken"
+    (tmp_path / f"failing_{stage}.py").write_text(  # each its own: modules stay imported
+        "import os\n"
+        + REWARD
+        + "\n\nN = [0]\n\n\ndef courteous_or_gone(prompts, completions, **columns):\n"
+        "    N[0] += 1\n"
+        f"    if N[0] == 4 and not os.path.exists({str(broken)!r}):\n"  # samples, two updates
+        f"        open({str(broken)!r}, 'w').close()\n"
+        "        raise ConnectionError('the reward server is gone')\n"
+        "    return courteous(prompts, completions)\n"
+    )
+    reward = f"reward=[{{function: 'failing_{stage}:courteous_or_gone'}}]"
+    with pytest.raises(RewardError, match="the reward server is gone") as caught:
+        launch(stage, "stopped", reward)
+    (saved,) = list_checkpoints(Path("stopped/checkpoints"))
+    assert saved.name == {"ppo": "checkpoint-8", "online_dpo": "checkpoint-16"}[stage]
+    assert saved.name in caught.value.__notes__[0]
+    assert "--resume" in caught.value.__notes__[0]
+    launch(stage, "stopped", reward, resume=True)
     assert same(straight, Path("stopped"))
 
 
