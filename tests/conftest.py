@@ -27,8 +27,9 @@ NOBODY = 65534
 SERVERS = ("labelstudio", "vllm")  # marks whose tests share one server, so one worker runs them
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist's `--dist loadgroup`: the tests of one real server stay together."""
+    """With `--dist loadgroup` of pytest-xdist the tests of one real server stay together."""
     for item in items:
         for name in SERVERS:
             if item.get_closest_marker(name):
