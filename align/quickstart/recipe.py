@@ -175,12 +175,15 @@ def stage(name: str, folder: Path, seed: int, overrides: list[str]) -> None:
 
 
 def issue_pairs(
-    store: FeedbackStore, policy_path: Path, world: World, seed: int, count: int = PAIRS
+    store: FeedbackStore, policy_path: Path, world: World, seed: int, count: int | None = None
 ) -> None:
-    """Sample two answers per training prompt; issue those that differ and say something."""
+    """Sample two answers to each of `count` training prompts (default: `PAIRS`).
+
+    Those that differ and say something are issued.
+    """
     policy, _, tokenizer = load_policy(policy_path, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256, seed=seed)
-    rows = world.prompts(count)
+    rows = world.prompts(PAIRS if count is None else count)
     rollout = sampler([row["prompt"] for row in rows], group_size=2)
     answers = [completion[-1]["content"] for completion in rollout.completions]  # type: ignore[index]
     for index, row in enumerate(rows):

@@ -162,9 +162,9 @@ FUNCTIONS = {  # function: (message, before weights)
     "tiny_rewards:raises": ("'raises' raised KeyError: 'score'", False),
     "tiny_rewards:short": ("returned 1 rewards, but 7 completions", False),
     "tiny_rewards:nan": ("returned nan for completion 0", False),
-    "tiny_rewards:none": ("returned None for completion 0", False),
+    "tiny_rewards:none": ("returned None for it", False),
     "tiny_rewards:one_number": ("returned float, but a list of 7 floats", False),
-    "tiny_rewards:wants_gold": ("It was given prompts, completions, place", False),
+    "tiny_rewards:wants_gold": ("completions, completion_ids, trainer_state, place", False),
 }
 
 
@@ -191,7 +191,7 @@ CONFIGURATIONS = {  # overrides: what is named
     ("rollout.max_new_tokens=128",): ["no room for a prompt in the model's context of 128"],
     ("rollout.min_new_tokens=9",): ["min_new_tokens=9 is more than max_new_tokens=8"],
     ("reward.0.weight=.nan",): ["reward.0.weight"],
-    ("reward.0.path=x",): ["names both a path and a function"],
+    ("reward.0.path=x",): ["reward.0: names path and function"],
     ("reward.0.function=null",): ["reward.0: names nothing"],
     ("guards=[{type: ewc, strength: 1}]",): ["neither of data and artefact"],
     ("guards=[{type: ewc, strength: 1, data: nope.jsonl}]",): ["nope.jsonl: no such file"],

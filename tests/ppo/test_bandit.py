@@ -59,9 +59,9 @@ def test_the_optimum_is_found(make_trainer, tiny_llama, tiny_tokenizer, advantag
             sampler={"max_new_tokens": 1, "batch_size": 256},
             advantage=advantage,
             group_size=1 if advantage in ("gae", "reinforce++") else 4,
-            rollout_batch_size=80,
-            per_device_train_batch_size=80,
-            total_episodes=80 * 60,
+            rollout_batch_size=160,
+            per_device_train_batch_size=160,
+            total_episodes=160 * 60,
             ppo_epochs=2,
             learning_rate=1e-2,
             lr_scheduler_type="linear",  # settles at the end

@@ -79,7 +79,8 @@ def test_no_training_stage_reads_the_gold_scorer(finished):
     page, _ = finished
     for stage in ("sft", "reward", "dpo", "ppo"):
         text = (page.parent / "seed-0" / stage / "config.yaml").read_text(encoding="utf-8")
-        assert "gold" not in text
+        # A reward of `align ppo` may be logged and not trained on, `gold: true`: this one is not.
+        assert "gold" not in text.replace("gold: false", "")
     assert "gold" in (page.parent / "seed-0" / "evaluate" / "config.yaml").read_text()
 
 

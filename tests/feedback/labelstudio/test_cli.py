@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from align.cli import app
 from align.errors import ConfigError
+from align.feedback_cli import common
 from feedback.errors import LabelStudioError
 from feedback.labelstudio.journal import Project, add_project, projects
 from feedback.labelstudio.push import push
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 def align(server, store, monkeypatch):
     """`align("push", "name")`: the command's output, on the test's server and store."""
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+    for side, size in (("_width", 200), ("_height", 50)):  # whatever was told of the terminal
+        monkeypatch.setattr(common.out, side, size)
 
     def call(*arguments, url=True):
         where = ["--data", str(server.folder), "--url", server.login.url] if url else []
