@@ -7,7 +7,6 @@ immediate. Exit codes belong to the errors (`align.errors`): docs/cli.md.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,8 +21,10 @@ from rich.console import Console
 from align import __version__
 from align.errors import AlignError, ConfigError
 from align.feedback_cli import app as feedback_app
+from align.quiet import quiet_libraries
 from align.reward_cli import TRAIN
 from align.reward_cli import app as reward_app
+from align.talk_cli import chat, generate
 
 app = typer.Typer(
     name="align",
@@ -173,101 +174,8 @@ def quickstart(
         typer.launch(str(page))
 
 
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; - reads stdin.")] = None,
-    file: Annotated[Path | None, typer.Option("--prompts", "-f", help="A data file.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
-    beams: Annotated[int, typer.Option("--beams", help="Beam search above 1.")] = 1,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Answers per prompt.")] = 1,
-    best_of: Annotated[int, typer.Option(help="Draw so many, keep the best by --reward.")] = 1,
-    reward: Annotated[str | None, typer.Option(help="Reward model or module:function.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out winners below it.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Keep this best share of winners.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For repeatable samples.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Answers decoded at once.")] = 16,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    raw: Annotated[bool, typer.Option(help="Do not apply the chat template.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
-) -> None:
-    """Write a model's answers to prompts."""
-    quiet_libraries()
-    from align.generate import Decoding, run_generate
-    from align.prompts import read_prompts
-    from align.stages.preflight import check_model
-    from align.winners import keep_best, open_winners
-
-    stdin = None if sys.stdin.isatty() else sys.stdin
-    check_model("MODEL", model)
-    given, columns = read_prompts([p for p in prompts or [] if p != "-"], file, stdin)
-    decoding = Decoding(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        beams=beams,
-        samples=best_of if reward else samples,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    winners = open_winners(reward, best_of, samples, min_score, keep, output)
-    run_generate(
-        model,
-        given,
-        decoding,
-        output=output,
-        overwrite=overwrite,
-        raw=raw,
-        system=system,
-        tokenizer=tokenizer,
-        chat_template=chat_template,
-        dtype=dtype,
-        columns=columns,
-        winners=winners,
-    )
-    if keep is not None and output is not None:
-        keep_best(output, keep)
-
-
-@app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
-    versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
-    votes: Annotated[str | None, typer.Option(help="JSONL file or store URL for votes.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
-    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
-) -> None:
-    """Talk to a checkpoint in the terminal."""
-    quiet_libraries()
-    from align.chat import run_chat
-    from align.generate import Decoding
-
-    run_chat(
-        model,
-        Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
-        versus=versus,
-        system=system,
-        votes=votes,
-        tokenizer=tokenizer,
-        chat_template=chat_template,
-        dtype=dtype,
-    )
+app.command()(generate)
+app.command()(chat)
 
 
 @app.command()
@@ -317,23 +225,6 @@ def version() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """SIGTERM before or after training ends a command as Ctrl-C does, its status written."""
     raise KeyboardInterrupt
-
-
-def quiet_libraries() -> None:
-    """No telemetry, no progress bars or advice of libraries between our own lines."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import warnings
-
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

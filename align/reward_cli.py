@@ -121,7 +121,7 @@ def load_models(paths: Sequence[str], normalise: bool) -> dict[str, Callable[...
     """
     if not paths:
         return {}
-    from align.cli import quiet_libraries
+    from align.quiet import quiet_libraries
 
     quiet_libraries()
     from align.stages.rewards import model_problems
