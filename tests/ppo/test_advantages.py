@@ -12,6 +12,7 @@ from align.ppo.advantages import (
     rewards_to_go,
     shape_rewards,
 )
+from align.ppo.experience import Shaping, shape_scores
 from align.ppo.objectives import aggregation_weights, kl_loss, policy_loss
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -96,6 +97,21 @@ def test_time_passes_over_what_the_policy_did_not_write():
 def test_the_overlong_penalty_grows_over_the_buffer():
     lengths = torch.tensor([10.0, 80.0, 90.0, 100.0])
     assert overlong_penalty(lengths, 100, 20).tolist() == [0.0, 0.0, 0.5, 1.0]
+
+
+def test_penalties_on_a_missing_end_and_on_length_come_off_the_score_before_it_is_clipped():
+    scores, lengths = torch.tensor([1.0, 1.0, 9.0]), torch.tensor([4.0, 10.0, 2.0])
+    finished = torch.tensor([True, False, True])
+
+    def shaped(**settings):
+        settings = {"missing_eos_penalty": 0.0, "longest": 10} | settings
+        return shape_scores(scores, lengths, finished, Shaping(**settings)).tolist()
+
+    assert shaped() == [1.0, 1.0, 9.0]
+    assert shaped(missing_eos_penalty=2.0) == [1.0, -1.0, 9.0]
+    assert shaped(length_penalty=0.5) == [-1.0, -4.0, 8.0]
+    assert shaped(overlong_buffer=8, overlong_penalty=4.0) == [0.0, -3.0, 9.0]
+    assert shaped(length_penalty=0.5, reward_clip=3.0) == [-1.0, -3.0, 3.0]
 
 
 @pytest.mark.parametrize(
