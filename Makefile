@@ -36,7 +36,7 @@ quickstart: setup
 	$(BIN)/align quickstart $(QUICKSTART_ARGS)
 
 test: setup-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 vllm: setup
 	$(BIN)/python -m align.rollout.vllm_environment

@@ -24,18 +24,6 @@ from align.types import Rollout
 torch.set_num_threads(1)
 
 NOBODY = 65534
-# Marks and files whose tests share one server or one long run, so one worker runs them.
-TOGETHER = ("labelstudio", "vllm", "test_recipe.py", "test_judges.py")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` of pytest-xdist the tests of one real server stay together."""
-    for item in items:
-        for name in TOGETHER:
-            if item.get_closest_marker(name) or item.path.name == name:
-                item.add_marker(pytest.mark.xdist_group(name))
-
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
