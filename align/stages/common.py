@@ -261,10 +261,14 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
 def save_now(trainer: Any) -> Path | None:
     """Write a checkpoint of the last whole step, when something outside failed between two steps.
 
+    Not with several processes: the others need not have failed, and would be waited for in vain.
+
     Returns:
         The checkpoint, or None where nothing was trained since the last one.
     """
     step = trainer.state.global_step
+    if trainer.args.world_size > 1:
+        return None
     folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
     if step == 0 or trainer.args.save_strategy == "no" or (folder / MANIFEST).is_file():
         return None
