@@ -30,7 +30,7 @@ class TestHere:
     def test_finds_what_is_installed_and_passes(self, tmp_path: Path) -> None:
         started = time.monotonic()
         checks = doctor.diagnose(tmp_path)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         by_name = {check.name: check for check in checks}
         import transformers
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from align.ppo.advantages import (
     shape_rewards,
     whiten,
 )
+from align.ppo.arguments import RolloutArguments
 from align.ppo.checks import gap
 from align.ppo.correction import Correction, importance_weights
 from align.ppo.kl import KLEstimator, estimate_kl
@@ -58,6 +59,17 @@ class Shaping:
     correction: Correction = "none"
     correction_high: float = 3.0
     correction_low: float | None = None
+
+
+def shaping_of(args: RolloutArguments, longest: int) -> Shaping:
+    """What a trainer's arguments say of rewards and advantages; the rest is the default.
+
+    Args:
+        args: the trainer's.
+        longest: the length limit of completions, in tokens.
+    """
+    given = {f.name: getattr(args, f.name) for f in fields(Shaping) if hasattr(args, f.name)}
+    return Shaping(**given | {"longest": longest})
 
 
 @dataclass

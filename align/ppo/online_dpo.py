@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
@@ -24,10 +22,9 @@ from align.ppo.actor_critic import ActorCritic
 from align.ppo.advantages import keep
 from align.ppo.arguments import RolloutArguments
 from align.ppo.checks import check_ratio
-from align.ppo.experience import Shaping, describe, judge, shape_scores
+from align.ppo.experience import describe, judge, shape_scores, shaping_of
 from align.ppo.on_policy import OnPolicyTrainer
-from align.ppo.rewards import ScoreFn
-from align.types import Experience, Rollout, Sampler
+from align.types import Experience, Rollout
 
 LossType = Literal["sigmoid", "ipo"]
 
@@ -110,34 +107,6 @@ class OnlineDPOLossTrainer(OnPolicyTrainer):
     model: ActorCritic  # without a critic
     together = 2
 
-    def __init__(
-        self,
-        model: ActorCritic,
-        reference: nn.Module | None,
-        args: OnlineDPOConfig,
-        sampler: Sampler,
-        score: ScoreFn,
-        train_dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        callbacks: list[TrainerCallback] | None = None,
-    ):
-        """Set up; the arguments are those of `OnPolicyTrainer`.
-
-        Raises:
-            ConfigError: under ZeRO-3 or FSDP, or rollouts cannot be drawn ahead.
-        """
-        super().__init__(
-            model, reference, args, sampler, score, train_dataset, processing_class, callbacks
-        )
-        self.shaping = Shaping(
-            missing_eos_penalty=args.missing_eos_penalty,
-            overlong_buffer=args.overlong_buffer,
-            overlong_penalty=args.overlong_penalty,
-            length_penalty=args.length_penalty,
-            reward_clip=args.reward_clip,
-            longest=self.longest,
-        )
-
     @property
     def policy(self) -> nn.Module:
         """The language model."""
@@ -156,7 +125,8 @@ class OnlineDPOLossTrainer(OnPolicyTrainer):
         device = judged.logprobs.device
         raw = torch.as_tensor(scores, dtype=torch.float32, device=device)
         mask, finished = rollout.mask.to(device), rollout.finished.to(device)
-        shaped = shape_scores(raw, mask.sum(dim=1), finished, self.shaping)
+        shaping = shaping_of(self.args, self.longest)
+        shaped = shape_scores(raw, mask.sum(dim=1), finished, shaping)
         chosen, rejected = extremes(shaped, self.args.group_size)
         counts = (chosen != rejected).float().repeat_interleave(2)
         zeros = torch.zeros_like(mask)

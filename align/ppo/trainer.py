@@ -6,7 +6,7 @@ The outer loop is in `align.ppo.on_policy` and `align.ppo.loader`; mathematics i
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from align.engine.monitor import FiniteMixin
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.checks import check_ratio
 from align.ppo.config import PPOConfig
-from align.ppo.experience import Shaping, make_experience
+from align.ppo.correction import Correction
+from align.ppo.experience import make_experience, shaping_of
 from align.ppo.kl import AdaptiveKL, FixedKL
 from align.ppo.objectives import (
     entropy_bonus,
@@ -74,7 +75,10 @@ class PPOLossTrainer(OnPolicyTrainer):
         self.kl: FixedKL = FixedKL(args.kl_coef)
         if args.kl_controller == "adaptive":
             self.kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.shaping = shaping_of(args, self.longest, self.synced)
+        self.shaping = shaping_of(args, self.longest)
+        if args.correction == "auto":
+            found: Correction = "token_truncate" if self.synced else "none"
+            self.shaping = replace(self.shaping, correction=found)
 
     @property
     def policy(self) -> nn.Module:
@@ -193,17 +197,3 @@ class PPOLossTrainer(OnPolicyTrainer):
 
 class PPOTrainer(FiniteMixin, GuardMixin, PPOLossTrainer):
     """PPO with guards and finite checks."""
-
-
-def shaping_of(args: PPOConfig, longest: int, synced: bool) -> Shaping:
-    """What the arguments say of rewards and advantages.
-
-    Args:
-        args: PPO's arguments.
-        longest: the length limit of completions.
-        synced: the sampler computes with weights of its own, so `correction=auto` corrects.
-    """
-    own = {f.name: getattr(args, f.name) for f in fields(Shaping) if hasattr(args, f.name)}
-    if args.correction == "auto":
-        own["correction"] = "token_truncate" if synced else "none"
-    return Shaping(**own | {"longest": longest})

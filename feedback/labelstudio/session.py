@@ -7,6 +7,8 @@ test_browser.py compares them with a real browser's).
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,9 @@ from feedback.errors import LabelStudioError
 from feedback.labelstudio.client import Json
 from feedback.labelstudio.templates import CORRECTION, LEVELS, PREFERENCE, REASON
 
+LOGIN = "/user/login/"
 SECONDS = 120.0
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a server that failed is asked again
 
 
 class AnnotatorSession:
@@ -36,10 +40,21 @@ class AnnotatorSession:
     def join(self, invitation: str) -> None:
         """Make the account by an invitation (`LabelStudioClient.invitation`), and sign in.
 
+        A server on SQLite fails (500, "database is locked") when many join at once: it is asked
+        again, after a look whether the account was made all the same.
+
         Raises:
             LabelStudioError: the server made no such account.
         """
-        self._form(invitation.removeprefix(self.url))
+        form = invitation.removeprefix(self.url)
+        pauses = iter(PAUSES)
+        while (status := self._form(form)) is not None:
+            pause = next(pauses, None)
+            if status < 500 or pause is None:
+                raise self._refused(status)
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            if self._form(LOGIN) is None:
+                return
 
     def log_in(self) -> None:
         """Sign in to an account that exists.
@@ -47,7 +62,8 @@ class AnnotatorSession:
         Raises:
             LabelStudioError: the server refuses the e-mail or the password.
         """
-        self._form("/user/login/")
+        if (status := self._form(LOGIN)) is not None:
+            raise self._refused(status)
 
     def next_task(self, project: int) -> Json | None:
         """The task that the server hands this person now; None when there is none left."""
@@ -72,7 +88,8 @@ class AnnotatorSession:
         self._check(answer)
         return int(answer.json()["id"])
 
-    def _form(self, path: str) -> None:
+    def _form(self, path: str) -> int | None:
+        """Send a form: None when it signed this person in, the answer's status otherwise."""
         self._http.get(path)
         data = {"email": self.email, "password": self._password}
         answer = self._http.post(
@@ -81,12 +98,14 @@ class AnnotatorSession:
             headers={"Referer": self.url + path},
         )
         who = self._http.get("/api/current-user/whoami")
-        if answer.is_error or who.is_error or who.json()["email"] != self.email:
-            raise LabelStudioError(
-                f"Label Studio at {self.url}: {self.email} could not sign in (status "
-                f"{answer.status_code}). Fix: check the password, or that the account does not "
-                "exist already."
-            )
+        signed_in = answer.is_success and who.is_success and who.json()["email"] == self.email
+        return None if signed_in else answer.status_code
+
+    def _refused(self, status: int) -> LabelStudioError:
+        return LabelStudioError(
+            f"Label Studio at {self.url}: {self.email} could not sign in (status {status}). Fix: "
+            "check the password, or that the account does not exist already."
+        )
 
     @property
     def _token(self) -> dict[str, str]:

@@ -73,7 +73,7 @@ def test_async_works_inside_a_running_loop():
 
 def test_slow_functions_wait_for_each_other():
     """Each leaves only when all three are inside: one after another they would never end."""
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=30)
 
     def blocking(completions):
         barrier.wait()
@@ -102,10 +102,10 @@ def test_what_hangs_is_given_up(kind):
     release = threading.Event()
 
     def hang(completions):
-        release.wait(30)
+        release.wait(90)
 
     async def hang_async(completions):
-        await asyncio.sleep(30)
+        await asyncio.sleep(90)
 
     async def stubborn(completions):  # ignores its cancellation
         while not release.is_set():
@@ -122,7 +122,7 @@ def test_what_hangs_is_given_up(kind):
             match=r"^reward 'slow': reward function '\w+' did not return within 0.2 s .*`timeout`",
         ):
             call_together([RewardCall("slow", function, ROWS, timeout=0.2)])
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
     finally:
         release.set()
 
@@ -132,7 +132,7 @@ def test_an_async_function_that_blocks_its_loop_is_named_and_the_next_still_runs
     release = threading.Event()
 
     async def blocks(completions):
-        release.wait(30)
+        release.wait(90)
         return [0.0, 0.0]
 
     try:
@@ -167,7 +167,7 @@ def test_a_hang_can_be_tried_again(monkeypatch):
     def sometimes(completions):
         calls.append(1)
         if len(calls) == 1:
-            release.wait(30)
+            release.wait(90)
         return [4.0, 4.0]
 
     try:
@@ -188,7 +188,7 @@ def test_the_first_failure_is_raised_without_waiting_for_retries_of_others(monke
         call_together(
             [RewardCall("a", broken, ROWS), RewardCall("b", Counting(9), ROWS, retries=8)]
         )
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
 
 
 def test_a_function_gets_what_its_signature_names():

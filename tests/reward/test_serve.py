@@ -229,7 +229,7 @@ def test_a_server_out_of_reach_is_told_within_its_time():
         started = time.monotonic()
         with pytest.raises(RewardError, match=r"in 2 attempts; .*no answer within 0.3 s"):
             call_reward(RemoteReward(place, timeout=0.3, retries=1), ["p"], ["c"])
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
     with pytest.raises(RewardError, match="ConnectError"):
         call_reward(RemoteReward(place, timeout=1, retries=1), ["p"], ["c"])
     with pytest.raises(RewardError, match="expected a URL"):

@@ -192,7 +192,7 @@ def test_hung_killed_and_restarted(make, vllm_llama, tiny_tokenizer, vllm_server
             sampler(PROMPTS)
         with pytest.raises(SamplerError, match="within 3 s"):
             sampler.sync(policy, 1)
-        assert time.monotonic() - start < 12
+        assert time.monotonic() - start < 60
     finally:
         os.killpg(group, signal.SIGCONT)
     sampler.client.timeout = 120.0
@@ -206,7 +206,7 @@ def test_hung_killed_and_restarted(make, vllm_llama, tiny_tokenizer, vllm_server
         sampler(PROMPTS)
     with pytest.raises(SamplerError, match="cannot be reached"):
         sampler.sync(policy, 2)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
     vllm_server.restart()
     with pytest.raises(SamplerError, match="synchronise before drawing"):

@@ -106,7 +106,7 @@ def test_no_cheat_passes(source):
     # A test for `all`, which some cheats replace, and one that any truthy answer would pass.
     for tests in (TESTS, "assert all([add(n, n) == 2 * n for n in [1, 2]])"):
         assert not passes(source, tests, limits)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 HONEST = [

