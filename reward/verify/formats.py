@@ -1,7 +1,7 @@
 """Rewards for form: valid JSON, JSON that fits a schema, a text that matches a pattern.
 
-None of them can be made to hang: patterns run under a time limit (the `regex` package), and a
-schema fetches nothing.
+A completion cannot make them hang: patterns run under a time limit (the `regex` package), schemas
+are applied by a process that is ended when it takes too long, and fetch nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import regex
 
 from feedback.schema import Text
 from reward.errors import MissingDependencyError, RewardError
 from reward.functions import plain
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from reward.verify.worker import Worker
 
 INSTALL = "pip install 'align-rlhf[rewards]'"
 FENCED = re.compile(r"\A\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
@@ -82,6 +80,7 @@ class JSONSchemaReward:
         *,
         column: str | None = None,
         invalid: float = 0.0,
+        seconds: float = 5.0,
         name: str = "json_schema",
     ):
         """Check the schema.
@@ -90,6 +89,7 @@ class JSONSchemaReward:
             schema: one for all rows.
             column: or the column with each row's own, as an object or as JSON text.
             invalid: the reward of valid JSON that does not fit.
+            seconds: for one completion; one that takes longer gets 0.0.
             name: in metrics and errors.
 
         Raises:
@@ -105,48 +105,42 @@ class JSONSchemaReward:
         if (schema is None) == (column is None):
             raise RewardError(f"reward {name!r}: give either a schema or a column with schemas.")
         self.column, self.invalid, self.__name__ = column, invalid, name
-        self.validator = None if schema is None else self._validator(schema)
+        self.schema = None if schema is None else self._checked(schema)
+        self._worker = Worker("schema", seconds)
 
     def __call__(self, prompts: list[Text], completions: list[Text], **columns: Any) -> list[float]:
         """One float per completion.
 
         Raises:
-            RewardError: a row's schema is none.
+            RewardError: a schema is none, or points elsewhere.
         """
-        from referencing.exceptions import Unresolvable
-
         if self.column is not None and self.column not in columns:
             raise RewardError(f"reward {self.__name__!r} needs the column {self.column!r}.")
         rewards = []
         for row, completion in enumerate(completions):
-            validator = self.validator
-            if self.column is not None:
-                validator = self._validator(columns[self.column][row])
-            assert validator is not None
+            schema = self.schema or self._checked(columns[str(self.column)][row])
             try:
-                fits = validator.is_valid(read_json(plain(completion)))
-                rewards.append(1.0 if fits else self.invalid)
+                value = read_json(plain(completion))
             except ValueError:
                 rewards.append(0.0)
-            except Unresolvable as error:
-                raise RewardError(
-                    f"reward {self.__name__!r}: the schema points elsewhere, which is not fetched: "
-                    f"{error}. Fix: put it into the schema under $defs."
-                ) from error
+                continue
+            fits = self._worker.ask(schema, value)
+            if isinstance(fits, str):
+                raise RewardError(f"reward {self.__name__!r}: {fits}")
+            rewards.append({True: 1.0, False: self.invalid, None: 0.0}[fits])
         return rewards
 
-    def _validator(self, schema: Any) -> Validator:
+    def _checked(self, schema: Any) -> str:
+        """A schema as JSON text."""
         from jsonschema.exceptions import SchemaError
         from jsonschema.validators import validator_for
-        from referencing import Registry
 
         try:
             schema = json.loads(schema) if isinstance(schema, str) else schema
-            kind = validator_for(schema)
-            kind.check_schema(schema)
+            validator_for(schema).check_schema(schema)
+            return json.dumps(schema)
         except (SchemaError, ValueError, TypeError) as error:
             raise RewardError(f"reward {self.__name__!r}: no JSON schema: {error}") from error
-        return kind(schema, registry=Registry())  # an empty one: a $ref elsewhere is not fetched
 
 
 class RegexReward:

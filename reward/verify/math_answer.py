@@ -8,17 +8,8 @@ interrupted in a thread; without that package only numbers and equal texts count
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import selectors
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import regex
@@ -26,15 +17,18 @@ import regex
 from feedback.schema import Text
 from reward.errors import MissingDependencyError, RewardError
 from reward.functions import plain
+from reward.verify.worker import Worker
 
 INSTALL = "pip install 'align-rlhf[rewards]'"
-WORKER = Path(__file__).with_name("math_worker.py")
-START_SECONDS = 120.0  # importing sympy on a busy machine
 NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?<=\d)(?:\s?/\s?\d+)?")
-FRACTION = regex.compile(r"([-+]?)\s*\\[dt]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?")
+MIXED = regex.compile(r"([-+]?)(\d{1,9}) ([1-9]\d{0,8}) ?/ ?([1-9]\d{0,8})")  # 1 1/2
+LAST = regex.compile(r"[-+]?(?<![\d.,/])\d{1,3} [1-9]\d?/[1-9]\d?(?!\d|[/.]\d)|" + NUMBER.pattern)
+FRACTION = regex.compile(r"\\[dt]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?")
 HASHES = regex.compile(r"####\s*(.+)")
 WORDS = regex.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}")
-DRESS = regex.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[,;!: ]|\\left|\\right|[$€£\\]|\s")
+DRESS = regex.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[,;: ]|\\left|\\right|[$€£\\~]|\s+")
+GROUPS = regex.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?! ?[\d/])")  # 12 345; not 1 100/200
+IDLE = regex.compile(r"(?<!\d)\s+|\s+(?!\d)")  # blanks that part no two numbers
 
 
 def boxed(text: str) -> str | None:
@@ -61,7 +55,7 @@ def hashes(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number in a text; None without one."""
-    found = [match.group() for match in NUMBER.finditer(text) if match.group()]
+    found = [match.group() for match in LAST.finditer(text) if match.group()]
     return found[-1] if found else None
 
 
@@ -77,19 +71,32 @@ def final_answer(text: str, *, strict: bool = False) -> str | None:
 
 
 def as_number(answer: str) -> Fraction | None:
-    r"""A plain number, exactly: 1,234.50, 3/4, \frac{3}{4}, $5, 20% (as 20); None if it is none."""
-    fraction = FRACTION.fullmatch(answer.strip().strip("$ "))
-    if fraction:
-        sign, above, below = fraction.groups()
-        answer = f"{sign}{above}/{below}"
-    bare = DRESS.sub("", answer).rstrip(".%")
-    if not NUMBER.fullmatch(bare) or len(bare) > 1000:
+    r"""A plain number, exactly: 1,234.50, 12 345, 3/4, 1 1/2, \frac{3}{4}, $5, 20% (as 20).
+
+    None if it is none. Two numbers beside each other are none.
+    """
+    bare = _bare(FRACTION.sub(r" \1/\2 ", answer)).rstrip(".% ")
+    bare = GROUPS.sub(lambda match: match[0].replace(" ", ""), bare)
+    if len(bare) > 1000:
+        return None
+    mixed = MIXED.fullmatch(bare)
+    if mixed:
+        sign, whole, above, below = mixed.groups()
+        value = int(whole) + Fraction(int(above), int(below))
+        # 1 3/2 is as likely a product
+        return (-value if sign == "-" else value) if int(above) < int(below) else None
+    if not NUMBER.fullmatch(bare):
         return None
     try:
         above, _, below = bare.replace(",", "").partition("/")
         return Fraction(above) / Fraction(below or 1)
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _bare(text: str) -> str:
+    """A text without typesetting, and without blanks but those between two numbers."""
+    return IDLE.sub("", DRESS.sub(" ", text.replace("\\!", "")))
 
 
 def same_answer(found: str, expected: str) -> bool | None:
@@ -101,8 +108,8 @@ def same_answer(found: str, expected: str) -> bool | None:
 
 
 def _undressed(answer: str) -> str:
-    """An answer as text: words kept, typesetting and blanks gone."""
-    return DRESS.sub("", WORDS.sub(r"\1", answer)).lower()
+    """An answer as text: words kept, typesetting gone."""
+    return _bare(WORDS.sub(r"\1", answer)).lower()
 
 
 class MathReward:
@@ -140,8 +147,7 @@ class MathReward:
             )
         self.parser = "math-verify" if installed and parser != "numeric" else "numeric"
         self.column, self.strict, self.seconds, self.__name__ = column, strict, seconds, name
-        self._algebra: Algebra | None = None
-        self._lock = threading.Lock()
+        self._algebra = Worker("algebra", seconds)
 
     def __call__(
         self,
@@ -179,86 +185,7 @@ class MathReward:
             return verdict
         if self.parser == "numeric" or max(len(found), len(expected)) > 1000:
             return False
-        with self._lock:  # one worker, asked by one thread at a time
-            if self._algebra is None:
-                self._algebra = Algebra(self.seconds)
-            return self._algebra.same(found, expected)
-
-
-class Algebra:
-    """`math-verify` in a process that is ended, and started anew, when it takes too long."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def same(self, found: str, expected: str) -> bool:
-        """Whether two LaTeX expressions are equal; False if that takes too long.
-
-        Raises:
-            RewardError: the process does not start.
-        """
-        process = self.process or self._start()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps([expected, found]).encode() + b"\n")
-            process.stdin.flush()
-        except OSError:
-            self.close()
-            return False
-        answer = self._line(process, self.seconds)
-        if not answer:
-            self.close()
-        return answer == b"1"
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.process = process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), str(self.seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if self._line(process, START_SECONDS) != b"ready":
-            self.close()
-            raise RewardError("math-verify does not start: import math_verify by hand to see why.")
-        return process
-
-    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
-        """Its next line; empty if none comes in time."""
-        assert process.stdout is not None
-        line, deadline = b"", time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return b""
-                piece = os.read(process.stdout.fileno(), 64)
-                if not piece:
-                    return b""
-                line += piece
-        return line.strip()
-
-    def close(self) -> None:
-        """End the process; the next question starts another."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                assert pipe is not None
-                pipe.close()
-            self.process = None
-
-    def __enter__(self) -> Algebra:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        return self._algebra.ask(expected, found) is True
 
 
 def math_answer(

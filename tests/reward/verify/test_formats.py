@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 
 import pytest
@@ -43,11 +45,74 @@ def test_a_schema():
     assert ask(rows, '"x"', '"x"', schema=schemas) == [1.0, 0.0]
 
 
-def test_a_reference_elsewhere_is_not_fetched(monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("went to the network"))
-    reward = JSONSchemaReward({"$ref": "http://127.0.0.1:9/schema.json"})
-    with pytest.raises(RewardError, match=r"not fetched.*127\.0\.0\.1"):
-        ask(reward, "{}")
+def test_a_reference_elsewhere_is_not_fetched():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        with pytest.raises(RewardError, match=rf"not fetched.*{re.escape(url)}"):
+            ask(JSONSchemaReward({"$ref": url}), "{}")
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
+
+
+EVIL = "^(a+)+$"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"pattern": EVIL},
+        {"items": {"pattern": EVIL}},
+        {"patternProperties": {EVIL: {}}, "type": "object"},
+        {"patternProperties": {EVIL: {}}, "additionalProperties": False},
+        {"patternProperties": {EVIL: {}}, "unevaluatedProperties": False},
+        {"propertyNames": {"pattern": EVIL}},
+        {"allOf": [{"$schema": "http://json-schema.org/draft-07/schema#", "pattern": EVIL}]},
+    ],
+)
+def test_a_schema_whose_pattern_would_take_for_ever_scores_nothing(schema):
+    """Not 0.2: whether the text fits is not known."""
+    reward = JSONSchemaReward(schema, invalid=0.2, seconds=1)
+    evil = "a" * 50 + "!"
+    text = {"items": f'["{evil}"]', "pattern": f'"{evil}"', "allOf": f'"{evil}"'}
+    started = time.monotonic()
+    assert ask(reward, text.get(next(iter(schema)), f'{{"{evil}": 1}}')) == [0.0]
+    assert time.monotonic() - started < 120
+    reward._worker.seconds = 60
+    assert ask(reward, '{"b": "c"}') in ([1.0], [0.2])  # the next text is answered
+
+
+TREE = {
+    "$ref": "#/$defs/tree",
+    "$defs": {
+        "tree": {
+            "anyOf": [
+                {"type": "integer"},
+                {"properties": {"next": {"allOf": [{"$ref": "#/$defs/tree"}]}}, "type": "object"},
+            ]
+        }
+    },
+}
+
+
+def test_a_recursive_schema_on_a_deep_text():
+    def nested(levels, inside):
+        return '{"next":' * levels + inside + "}" * levels
+
+    reward = JSONSchemaReward(TREE, invalid=0.2, seconds=60)
+    assert ask(reward, nested(199, "1"), nested(199, '"x"'), nested(300, "1")) == [1.0, 0.2, 0.0]
+    endless = JSONSchemaReward({"$ref": "#"}, invalid=0.2, seconds=60)
+    assert ask(endless, "1", "2") == [0.0, 0.0]
+
+
+def test_a_recursive_schema_that_doubles_with_each_level_is_given_up():
+    """Each alternative reads what is inside before it sees that its `op` is another."""
+    either = [{"properties": {"in": {"$ref": "#"}, "op": {"const": op}}} for op in "+-*"]
+    reward = JSONSchemaReward({"anyOf": either}, seconds=1)
+    text = '{"in":' * 60 + '{"op": "x"}' + ', "op": "*"}' * 60
+    started = time.monotonic()
+    assert ask(reward, text) == [0.0]
+    assert time.monotonic() - started < 120
 
 
 @pytest.mark.parametrize(
@@ -56,6 +121,7 @@ def test_a_reference_elsewhere_is_not_fetched(monkeypatch):
         ({}, "either a schema or a column"),
         ({"schema": SCHEMA, "column": "s"}, "either a schema or a column"),
         ({"schema": {"type": "objekt"}}, "no JSON schema: 'objekt'"),
+        ({"schema": {"pattern": "("}}, r"no JSON schema: '\(' is not a 'regex'"),
     ],
 )
 def test_schemas_that_are_none(arguments, message):
