@@ -7,7 +7,7 @@ their assertions run in another sandbox (`reward.verify.test_side`).
 import operator
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,17 @@ MOST = 8 << 20  # bytes of one message
 OPERATORS: dict[str, Any] = {
     f"__{each.__name__}__": each for each in (bool, len, iter, next, str, repr, int, float)
 }
+
+
+@cache
+def loop() -> Any:
+    """One loop for all that tests await."""
+    import asyncio  # which takes longer than most solutions
+
+    return asyncio.new_event_loop()
+
+
+OPERATORS["__await__"] = lambda awaitable: loop().run_until_complete(awaitable)
 
 
 class Objects:

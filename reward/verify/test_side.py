@@ -1,185 +1,132 @@
 """Inside the sandbox, beside the tests: runs them against a solution in another process.
 
-Tests see the solution's functions, classes and values under their own names; each call crosses to
-the solution's process and brings plain data back. Assertions run here, where the solution has no
-hand in them. Leaves out handing the solution a function of the tests, which cannot cross.
+Tests see the solution's functions, classes and values under their own names, as
+`reward.verify.remote` has them. Assertions run here, where the solution has no hand in them.
+Leaves out handing the solution a function of the tests, which cannot cross, and pytest's fixtures.
 """
 
+import ast
 import builtins
 import inspect
 import io
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from reward.verify.wire import decode, encode, receive, send
+from reward.verify.remote import Link, Remote
 
-MOST = 8 << 20  # bytes of one message
-
-
-class SolutionError(Exception):
-    """The solution raised something that has no standard name, ended, or gave back nonsense."""
+UNUSED = "the test never used the solution"
 
 
-class Link:
-    """The line to the solution."""
-
-    def __init__(self, replies: Any, requests: Any):
-        self.replies, self.requests = replies, requests
-        self.errors: dict[str, type[BaseException]] = {}
-
-    def names(self) -> dict[str, Any]:
-        """What the solution defines.
-
-        Raises:
-            Exception: what it raised instead.
-        """
-        said = self.hear()
-        return {
-            name: decode(value, self.resolve)
-            for name, value in said["names"].items()
-            # A solution's `all` or `len` must not take the place of the tests' own.
-            if not name.startswith("_") and not hasattr(builtins, name)
-        }
-
-    def ask(self, request: dict[str, Any], arguments: Any = ()) -> Any:
-        """The value of a call or attribute; mutable arguments become what the call made of them."""
-        send(self.requests, request)
-        said = self.hear()
-        left = decode(said.get("arguments"), self.resolve) or ()
-        for ours, theirs in zip(arguments, left, strict=False):  # an attribute has none
-            replace(ours, theirs)
-        return decode(said["value"], self.resolve)
-
-    def hear(self) -> Any:
-        """The solution's next message; what it raised is raised here.
-
-        Raises:
-            SolutionError: it has ended, or sent what cannot be read.
-        """
-        try:
-            said = receive(self.replies, MOST)
-        except (EOFError, ValueError, RecursionError) as error:
-            raise SolutionError(f"the solution's process: {error}") from None
-        if "raised" in said:
-            raise self.exception(said["raised"])(said["message"])
-        return said
-
-    def exception(self, bases: list[str]) -> type[BaseException]:
-        """The class of that name: the tests' stand-in, a standard one, or SolutionError."""
-        for name in bases:
-            if name in self.errors:
-                return self.errors[name]
-            known = getattr(builtins, name, None)
-            if isinstance(known, type) and issubclass(known, Exception) and name != "Exception":
-                try:
-                    known("")
-                except TypeError:
-                    continue  # UnicodeDecodeError and its like take more than a message
-                return known
-        return type(bases[0], (SolutionError,), {})
-
-    def resolve(self, held: dict[str, Any]) -> Any:
-        """A stand-in for an object over there; exception classes get one that can be caught."""
-        if held["e"]:
-            name, *bases = held["e"]
-            if name not in self.errors:
-                self.errors[name] = type(name, (self.exception(bases),), {})
-            return self.errors[name]
-        return Remote(self, held["o"], held["n"])
-
-    def stand_in(self, value: Any) -> dict[str, Any]:
-        """A solution's own object on its way back.
-
-        Raises:
-            TypeError: it is an object of the tests, which cannot cross.
-        """
-        if isinstance(value, Remote):
-            return {"o": object.__getattribute__(value, "_number")}
-        raise TypeError(f"{type(value).__name__} cannot be handed to the solution: only plain data")
+class UnusedError(Exception):
+    """A test passed without the solution: it says nothing about it."""
 
 
-class Remote:
-    """An object of the solution."""
+class Names(dict[str, Any]):
+    """The names of a test; counts the reading of the solution's data, which asks it nothing."""
 
-    def __init__(self, link: Link, number: int, kind: str):
-        for name, value in (("_link", link), ("_number", number), ("_kind", kind)):
-            object.__setattr__(self, name, value)
+    def __init__(self, theirs: dict[str, Any]):
+        super().__init__(theirs, __name__="tests")
+        self.data = {name: v for name, v in theirs.items() if not isinstance(v, Remote)}
+        self.read = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return self._link.ask({"on": self._number, "attribute": name})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        call(self, "__setattr__", name, value)
-
-    __hash__ = object.__hash__
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        self.read += name in self.data and value is self.data[name]
+        return value
 
 
-def call(remote: Remote, method: str, *arguments: Any, **named: Any) -> Any:
-    """Call a method over there; "" calls the object itself."""
-    link = object.__getattribute__(remote, "_link")
-    request = {
-        "on": object.__getattribute__(remote, "_number"),
-        "method": method,
-        "arguments": encode(list(arguments), link.stand_in),
-        "named": encode(named, link.stand_in),
-    }
-    return link.ask(request, arguments)
+def meant(test: str, entry_point: str | None) -> set[str]:
+    """Builtins by whose names the test means the solution's functions, not Python's.
+
+    That is for the test to say, or a solution could bring an `all` or `len` of its own: it names
+    the entry point, or uses one builtin function and nothing else that it has not defined.
+    """
+    if entry_point:
+        return {entry_point}
+    bound, used = set[str](), set[str]()
+    for node in ast.walk(ast.parse(test)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    free = used - bound
+    functions = {name for name in free if is_function(name)}
+    return functions if len(functions) == 1 and not free - set(dir(builtins)) else set()
 
 
-def forward(method: str, comparing: bool) -> Any:
-    """A special method of `Remote`; those that compare do so with objects of the solution only."""
-
-    def forwarded(self: Remote, *arguments: Any, **named: Any) -> Any:
-        if comparing and not isinstance(arguments[0], Remote):
-            # Its own __eq__ might say yes to anything.
-            kind = object.__getattribute__(self, "_kind")
-            raise TypeError(f"an object of type {kind} was compared; return plain data instead")
-        return call(self, "" if method == "__call__" else method, *arguments, **named)
-
-    return forwarded
+def is_function(name: str) -> bool:
+    """Whether it is a builtin that is called and is no exception."""
+    value = getattr(builtins, name, None)
+    return callable(value) and not (isinstance(value, type) and issubclass(value, BaseException))
 
 
-COMPARING = ["__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"]
-OTHERS = ["call", "len", "iter", "next", "getitem", "setitem", "delitem", "contains"]
-OTHERS += ["str", "repr", "bool", "int", "float", "index", "enter", "exit", "abs", "neg"]
-OTHERS += ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv"]
-OTHERS += ["mod", "pow", "matmul", "and", "or", "xor"]
-for each in COMPARING:
-    setattr(Remote, each, forward(each, comparing=True))
-for each in OTHERS:
-    setattr(Remote, f"__{each}__", forward(f"__{each}__", comparing=False))
-
-
-def replace(ours: Any, theirs: Any) -> None:
-    """Give a list, dict or set of the tests what the call left in it."""
-    if isinstance(ours, list) and isinstance(theirs, list):
-        ours[:] = theirs
-    elif isinstance(ours, dict | set) and type(ours) is type(theirs):
-        ours.clear()
-        ours.update(theirs)
-
-
-def run(test: str, names: dict[str, Any]) -> None:
-    """One test: its text, then what it defines the way pytest and unittest name it.
+def run(test: str, link: Link, names: dict[str, Any], entry_point: str | None) -> None:
+    """One test: its text, then what it defines the way HumanEval, pytest and unittest name it.
 
     Raises:
         Exception: it failed.
+        UnusedError: it passed without asking the solution anything.
     """
-    namespace: dict[str, Any] = {"__name__": "tests", **names}
-    exec(compile(test, "tests.py", "exec"), namespace)
-    for name, value in list(namespace.items()):
-        if name.startswith("test") and inspect.isfunction(value):
-            value()
-        elif isinstance(value, type) and "unittest" in sys.modules:
-            import unittest
+    code, own = compile(test, "tests.py", "exec"), meant(test, entry_point)
+    space = Names({n: v for n, v in names.items() if n in own or not hasattr(builtins, n)})
+    before = link.asked
+    exec(code, space)
+    if entry_point and inspect.isfunction(space.get("check")) and link.asked == before:
+        exec(f"check({entry_point})", space)
+    for each in defined(space):
+        each()
+    if link.asked == before and not space.read:
+        raise UnusedError(
+            f"{UNUSED}, so it says nothing about it. Fix: call what it is to test; where that has "
+            "the name of a builtin, name it in the column entry_point"
+        )
 
-            if issubclass(value, unittest.TestCase) and value is not unittest.TestCase:
-                result = unittest.TestResult()
-                unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
-                for _, problem in result.failures + result.errors:
-                    raise AssertionError(problem)
+
+def defined(space: Names) -> Iterator[Callable[[], Any]]:
+    """What pytest and unittest would run."""
+    unittest = sys.modules.get("unittest")
+    for name, value in list(space.items()):
+        if inspect.isfunction(value) and name.startswith("test"):
+            yield partial(settle, value)
+        elif isinstance(value, type) and unittest and issubclass(value, unittest.TestCase):
+            if value.__module__ == "tests":  # not TestCase itself
+                yield partial(run_case, value)
+        elif isinstance(value, type) and name.startswith("Test"):
+            for method in (each for each in dir(value) if each.startswith("test")):
+                yield partial(settle, getattr(value(), method))
+
+
+def settle(function: Callable[[], Any]) -> None:
+    """Call, and wait where that gives a coroutine."""
+    value = function()
+    if inspect.iscoroutine(value):
+        import asyncio  # which takes longer than most tests
+
+        asyncio.run(value)
+
+
+def run_case(kind: Any) -> None:
+    """Run one of unittest's classes.
+
+    Raises:
+        AssertionError: a test of it failed.
+    """
+    import unittest
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
+    for _, problem in result.failures + result.errors:
+        raise AssertionError(problem)
 
 
 def main() -> None:
@@ -188,7 +135,8 @@ def main() -> None:
     verdict = os.fdopen(os.dup(2), "w")
     sys.stdin, sys.stdout, sys.stderr = io.StringIO(), io.StringIO(), io.StringIO()
     with open("/box/tests.json", encoding="utf-8") as file:
-        tests = json.load(file)
+        asked = json.load(file)
+    tests, entry_point = asked["tests"], asked["entry_point"]
     link, problems = Link(replies, requests), list[str]()
     try:
         names = link.names()
@@ -197,7 +145,7 @@ def main() -> None:
         tests = []
     for test in tests:
         try:
-            run(test, names)
+            run(test, link, names, entry_point)
         except BaseException as error:
             problems.append(f"{type(error).__name__}: {error}"[:2000])
         else:
