@@ -45,7 +45,7 @@ def serve(
         ),
     ],
     host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8500,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8500,
     max_batch: Annotated[int, typer.Option(min=1, help="Completions scored at once.")] = 64,
     max_wait: Annotated[
         float, typer.Option(min=0, help="Seconds that a first request waits for others.")

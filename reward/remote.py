@@ -44,8 +44,8 @@ class RemoteReward:
             reward: which of the server's rewards; may be left out where it has one.
             columns: dataset columns that it needs; no others are sent.
             timeout: seconds of one attempt.
-            retries: further attempts; a full server is waited for until
-                timeout * (retries + 1) have passed.
+            retries: further attempts; a server that is full, or waits for a call that overran
+                its time-out, is waited for until timeout * (retries + 1) have passed.
             batch_size: completions per request.
             concurrency: requests at a time.
             token_env: environment variable with the server's token, if it wants one.
@@ -121,11 +121,11 @@ class RemoteReward:
                 problem = f"{answer.status_code}: {message_of(answer)}"
                 if answer.status_code not in AGAIN:
                     raise RewardError(f"{self._who()} answered {problem}")
-                full = answer.status_code == 429
-                pause = retry_after(answer) if full else pause
-                # A full server is no fault; it is waited for while the time lasts.
+                asked = answer.status_code == 429 or "retry-after" in answer.headers
+                pause = retry_after(answer) if asked else pause
+                # To be asked to wait is no fault; it is done while the time lasts.
                 late = time.monotonic() + pause > deadline
-                failures += self.retries + 1 if full and late else not full
+                failures += self.retries + 1 if asked and late else not asked
             if failures > self.retries:
                 raise RewardTimeoutError(
                     f"{self._who()} gave no rewards in {self.retries + 1} attempts; the last: "

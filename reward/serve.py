@@ -1,20 +1,22 @@
 """A server for rewards: `align reward serve`. FastAPI before a batcher for each reward.
 
 `POST /score` scores, `GET /health` tells. Every error is JSON `{"error": {"type", "message"}}`.
+A client that hangs up takes its request with it.
 Leaves out TLS and limits on bodies: put a proxy before it where clients are not trusted.
 """
 
 import asyncio
 import hmac
 import socket
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from feedback.schema import Text
-from reward.batching import Batcher, Overloaded
+from reward.batching import Batcher, Overdue, Overloaded
 from reward.errors import MissingDependencyError, RewardError, RewardTimeoutError
 
 try:
@@ -22,11 +24,14 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
         f"the reward server needs {error.name}, which is not installed. Fix: "
         "pip install 'align-rlhf[rewards]'"
     ) from error
+
+T = TypeVar("T")
 
 
 class ScoreRequest(BaseModel):
@@ -101,7 +106,7 @@ def create_app(batchers: Mapping[str, Batcher], token: str | None = None) -> Fas
         return {"status": "ok", "rewards": {name: state(b) for name, b in batchers.items()}}
 
     @app.post("/score", response_model=ScoreResponse)
-    async def score(body: ScoreRequest) -> Any:
+    async def score(body: ScoreRequest, request: Request) -> Any:
         name = body.reward or (next(iter(batchers)) if len(batchers) == 1 else "")
         if name not in batchers:
             what = f"no reward {name!r}" if name else "say which `reward`"
@@ -110,11 +115,15 @@ def create_app(batchers: Mapping[str, Batcher], token: str | None = None) -> Fas
         if len(body.completions) > batcher.max_queue:
             what = f"{len(body.completions)} completions at once; at most {batcher.max_queue}."
             return failure(413, "TooLarge", what)
+        work = batcher.score(body.prompts, body.completions, body.columns)
         try:
-            rewards, metrics = await batcher.score(body.prompts, body.completions, body.columns)
-        except Overloaded as error:
+            rewards, metrics = await while_there(request, work)
+        except ClientDisconnect:
+            return failure(499, "ClientDisconnect", "the client has left.")  # for the logs
+        except (Overloaded, Overdue) as error:
+            status = 429 if isinstance(error, Overloaded) else 503
             headers = {"Retry-After": f"{error.retry_after:.0f}"}
-            return failure(429, "Overloaded", str(error), headers)
+            return failure(status, type(error).__name__, str(error), headers)
         except RewardTimeoutError as error:
             return failure(504, "RewardTimeoutError", str(error))
         except RewardError as error:
@@ -124,13 +133,41 @@ def create_app(batchers: Mapping[str, Batcher], token: str | None = None) -> Fas
     return app
 
 
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to; it is cancelled when the client hangs up.
+
+    No server cancels a handler when it loses the connection, so this listens for the loss.
+
+    Raises:
+        ClientDisconnect: the client has hung up.
+    """
+
+    async def lost() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, listening = asyncio.create_task(work), asyncio.create_task(lost())
+    try:
+        await asyncio.wait((working, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            listening.result()  # a fault of its own is not taken for a loss
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        listening.cancel()
+
+
 def state(batcher: Batcher) -> dict[str, float]:
     """What /health says of a reward."""
+    since = batcher.overdue_since
     return {
         "queued": batcher.queued,
         "max_queue": batcher.max_queue,
         "batches": batcher.batches,
         "scored": batcher.scored,
+        "dropped": batcher.dropped,
+        "overdue": 0.0 if since is None else time.monotonic() - since,
         "seconds_each": batcher.seconds_each,
     }
 
@@ -161,9 +198,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         return socket.create_server((host, port), family=family(host))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter: no such port
+        cause = getattr(error, "strerror", None) or error
         raise RewardError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}). Fix: choose another port."
+            f"cannot listen on {host}:{port} ({cause}). Fix: choose another port."
         ) from error
 
 

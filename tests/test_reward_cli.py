@@ -81,6 +81,13 @@ def test_a_taken_port_is_told(capsys):
     assert "Address already in use" in capsys.readouterr().err
 
 
+def test_a_port_that_is_none_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", "serve", "math:sqrt", "--port", "70000"])
+    assert ended.value.code == 2
+    assert "less than or equal to 65535" in " ".join(capsys.readouterr().err.split())
+
+
 def test_help_shows_both(capsys):
     with pytest.raises(SystemExit):
         main(["reward", "--help"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,11 +27,13 @@ class Lengths:
     """Scores by length, remembers its batches, and can be held back."""
 
     def __init__(self) -> None:
+        self.entered: list[int] = []
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, prompts, completions, bonus=None, log_metric=None, **columns):
+        self.entered.append(len(completions))
         self.gate.wait(30)
         self.batches.append(len(completions))
         if log_metric:
@@ -62,6 +66,18 @@ def serving(functions: dict[str, Any], token: str | None = None, **settings: Any
 def post(url: str, *completions: str, **more: Any) -> httpx.Response:
     body = {"prompts": ["p"] * len(completions), "completions": list(completions), **more}
     return httpx.post(f"{url}/score", json=body, timeout=20)
+
+
+@contextmanager
+def asking(url: str, *completions: str) -> Iterator[None]:
+    """A request whose client hangs up at the end."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = json.dumps({"prompts": ["p"] * len(completions), "completions": completions})
+    head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall((head + body).encode())
+        yield
 
 
 def health(url: str, name: str = "lengths") -> dict[str, float]:
@@ -174,14 +190,58 @@ def test_one_bad_request_spoils_no_other():
             call_reward(RemoteReward(url, retries=5), ["p"], ["bad"])
 
 
-def test_a_function_that_hangs_is_given_up_and_the_server_lives():
+def test_what_nobody_waits_for_any_more_is_not_scored():
     function = Lengths()
     function.gate.clear()
-    with serving({"lengths": function}, timeout=0.3) as url:
+    with serving({"lengths": function}) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, url, "a")
+        until(lambda: function.entered == [1])
+        with asking(url, "gone", "gone"), asking(url, "gone"):
+            stays = pool.submit(post, url, "stays")
+            until(lambda: health(url)["queued"] == 4)
+        until(lambda: health(url)["queued"] == 1)
+        function.gate.set()
+        assert first.result().json()["rewards"] == [1.0]
+        assert stays.result().json()["rewards"] == [5.0]
+        assert health(url)["dropped"] == 3
+    assert function.batches == [1, 1]
+
+
+def test_a_client_that_gives_up_leaves_no_copies_behind():
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, "a")
+        until(lambda: function.entered == [1])
+        with pytest.raises(RewardError, match=r"in 3 attempts; .*no answer within 0.4 s"):
+            call_reward(RemoteReward(url, timeout=0.4, retries=2), ["p"], ["copy"])
+        until(lambda: health(url)["queued"] == 0)
+        function.gate.set()
+        assert first.result().json()["rewards"] == [1.0]
+        assert post(url, "ab").json()["rewards"] == [2.0]
+    assert function.batches == [1, 1]
+
+
+def test_a_function_that_hangs_is_given_up_and_nothing_runs_beside_it(monkeypatch):
+    monkeypatch.setattr("reward.batching.OVERDUE_WAIT", 1.0)
+    function = Lengths()
+    function.gate.clear()
+    with serving({"lengths": function}, timeout=0.3) as url, ThreadPoolExecutor(1) as pool:
         answer = post(url, "a")
         assert (answer.status_code, answer.json()["error"]["type"]) == (504, "RewardTimeoutError")
+        until(lambda: health(url)["overdue"] > 0)
+        refused = post(url, "b")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "Overdue")
+        assert refused.headers["retry-after"] == "1"
+        assert "'lengths' did not return within 0.3 s and" in refused.json()["error"]["message"]
+        patient = pool.submit(call_reward, RemoteReward(url, retries=0), ["p"], ["patient"])
+        time.sleep(0.3)
+        assert not patient.done()
+        assert function.entered == [1]
         function.gate.set()
-        assert post(url, "ab").json()["rewards"] == [2.0]
+        assert patient.result() == [7.0]
+        assert health(url)["overdue"] == 0
+    assert function.batches == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -272,3 +332,8 @@ def test_a_server_that_stays_full_is_not_waited_for_for_ever():
 def test_a_missing_column_is_named():
     with pytest.raises(RewardError, match="needs the column 'bonus'"):
         call_reward(RemoteReward("http://127.0.0.1:9", columns=["bonus"]), ["p"], ["c"])
+
+
+def test_a_port_that_is_none_is_told():
+    with pytest.raises(RewardError, match=r"cannot listen on 127.0.0.1:70000 .*0-65535"):
+        listen("127.0.0.1", 70000)
