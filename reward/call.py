@@ -32,7 +32,7 @@ LONGEST_PAUSE = 30.0  # seconds between two attempts
 BUGS = (TypeError, NameError, AttributeError, ImportError, SyntaxError, NotImplementedError)
 
 
-class _TimedOut(Exception):  # noqa: N818 - never leaves this module
+class _TimedOut(TimeoutError):  # noqa: N818 - callers know it as TimeoutError
     """An attempt did not end in time; `blocked` if it held the event loop."""
 
     def __init__(self, blocked: bool = False):
@@ -210,7 +210,11 @@ class _Loop:
 
 
 def in_loop(make: Callable[[], Awaitable[Any]], timeout: float) -> Any:
-    """Await on the background loop, so that the caller may itself be in a loop (a notebook)."""
+    """Await on the background loop, so that the caller may itself be in a loop (a notebook).
+
+    Raises:
+        TimeoutError: it did not end within `timeout` seconds.
+    """
     settle = _on_this_device()
 
     async def bounded() -> Any:

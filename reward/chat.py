@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from feedback.schema import Text
 from reward.errors import RewardError, RewardTimeoutError
 from reward.remote import message_of, retry_after
 
@@ -117,3 +118,16 @@ class Chat:
         """A server's words without our key, which some servers repeat."""
         key = os.environ.get(self.api_key_env) if self.api_key_env else None
         return text.replace(key, "***") if key else text
+
+
+def last_line(reply: str) -> str:
+    """A reply's last line that is not blank, in lower case and without emphasis."""
+    lines = [line for line in reply.splitlines() if line.strip()]
+    return lines[-1].replace("*", "").replace("`", "").strip().lower() if lines else ""
+
+
+def conversation(prompt: Text) -> str:
+    """A prompt as the judge reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in prompt)

@@ -18,9 +18,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from feedback.schema import Text
 from reward.call import ASYNC_SECONDS, in_loop
-from reward.chat import Chat, Messages
+from reward.chat import Chat, Messages, conversation, last_line
 from reward.combine import groups_of
-from reward.errors import RewardError
+from reward.errors import RewardError, RewardTimeoutError
 from reward.functions import plain
 
 V = TypeVar("V", float, str)
@@ -213,7 +213,15 @@ class PairwiseJudge(_Judge):
 
     form = "Verdict: <A, B or tie>"
 
-    def __init__(self, url: str, model: str, *, against: str = "group", **settings: Any):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        against: str = "group",
+        compare_timeout: float = ASYNC_SECONDS,
+        **settings: Any,
+    ):
         """Set up.
 
         Args:
@@ -221,12 +229,13 @@ class PairwiseJudge(_Judge):
             model: its name there.
             against: `group`: each completion meets the next one of its prompt (and so the one
                 before); or the column with an answer that all are compared to.
+            compare_timeout: seconds of one `compare`, however many it is given.
             **settings: as for `ScoringJudge`.
 
         Raises:
             RewardError: a wrong URL, or a missing key.
         """
-        self.against = against
+        self.against, self.compare_timeout = against, compare_timeout
         super().__init__(url, model, **settings)
 
     def read(self, reply: str) -> str | None:
@@ -299,10 +308,23 @@ class PairwiseJudge(_Judge):
     def compare(
         self, prompts: list[Text], first: list[Text], second: list[Text], **columns: Any
     ) -> list[Literal["first", "second", "tie"]]:
-        """Verdicts in the order shown, for `align evaluate`; what cannot be read is a tie."""
+        """Verdicts in the order shown, for `align evaluate`; what cannot be read is a tie.
+
+        Raises:
+            RewardError: see `ask_all`; RewardTimeoutError after `compare_timeout`.
+        """
         rows = zip(prompts, first, second, strict=True)
         questions = [self.pair(prompt, plain(one), plain(two)) for prompt, one, two in rows]
-        ruling = in_loop(lambda: self.ask_all(questions, self.read), ASYNC_SECONDS)
+        try:
+            ruling = in_loop(lambda: self.ask_all(questions, self.read), self.compare_timeout)
+        except RewardError:  # a time-out of a single question says which one itself
+            raise
+        except TimeoutError as error:
+            raise RewardTimeoutError(
+                f"judge {self.__name__!r} did not finish {len(questions)} comparisons within "
+                f"{self.compare_timeout:g} s. Fix: raise `compare_timeout` or `concurrency`, or "
+                "hand over fewer at a time."
+            ) from error
         words: dict[str | None, Literal["first", "second", "tie"]] = {"a": "first", "b": "second"}
         return [words.get(verdict, "tie") for verdict in ruling.verdicts]
 
@@ -323,16 +345,3 @@ def ring(groups: Sequence[range], name: str) -> list[tuple[int, int]]:
         following = [*rows[1:], rows[0]] if len(rows) > 2 else rows[1:]
         pairs += list(zip(rows, following, strict=False))
     return pairs
-
-
-def last_line(reply: str) -> str:
-    """A reply's last line that is not blank, in lower case and without emphasis."""
-    lines = [line for line in reply.splitlines() if line.strip()]
-    return lines[-1].replace("*", "").replace("`", "").strip().lower() if lines else ""
-
-
-def conversation(prompt: Text) -> str:
-    """A prompt as the judge reads it."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in prompt)

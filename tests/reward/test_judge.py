@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from reward.errors import RewardError
+from reward.errors import RewardError, RewardTimeoutError
 from reward.functions import call_reward
 from reward.judge import PairwiseJudge, ScoringJudge
 from reward.serve import listen
@@ -203,6 +203,20 @@ def test_a_judge_for_align_evaluate(service):
     assert isinstance(as_judge(judge.compare), ComparingJudge)
     found = judge.compare(prompts=["p"] * 3, first=["aa", "b", "c"], second=["a", "bb", "c"])
     assert found == ["first", "second", "tie"]
+
+
+def test_a_comparison_that_takes_too_long_is_told_as_what_it_is():
+    with listen("127.0.0.1", 0) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        slow = PairwiseJudge(url, "m", name="slow", compare_timeout=0.3)
+        with pytest.raises(
+            RewardTimeoutError,
+            match=r"judge 'slow' did not finish 2 comparisons within 0.3 s. Fix: raise `compare_",
+        ):
+            slow.compare(prompts=["p", "p"], first=["a", "a"], second=["b", "b"])
+        one = PairwiseJudge(url, "m", timeout=0.3, retries=0)
+        with pytest.raises(RewardTimeoutError, match=r"no reply within 0.3 s"):
+            one.compare(prompts=["p"], first=["a"], second=["b"])
 
 
 def test_a_text_cannot_close_its_own_tags(service):
