@@ -7,13 +7,11 @@ batch is written as soon as it is decoded, so a crash loses one batch at most. L
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data import encode_prompt
 from align.engine.head import completion_logprobs
 from align.engine.models import load_policy
-from align.errors import ConfigError, DataError, Problem, RunError
+from align.errors import ConfigError, DataError, Problem
 from align.evaluate.generate import seeded
+from align.lines import JsonLines, put
 from align.prompts import as_conversations, check_context
 from align.rollout.base import pad_id, pad_left
 from align.rollout.transformers import TransformersSampler, end_ids, evaluating
@@ -127,8 +126,9 @@ def run_generate(
         model: directory or hub id; an adapter's directory is merged into its base.
         prompts: from `align.prompts.read_prompts`.
         decoding: how to draw.
-        output: a JSONL file; without one, the terminal (or JSON lines where stdout is no terminal).
-        overwrite: replace `output` if it exists.
+        output: a JSONL file, which appears with the first batch; without one, the terminal (or JSON
+            lines where stdout is no terminal).
+        overwrite: replace `output`, if it exists, when all is written.
         raw: plain prompts stay plain text even when the tokenizer has a chat template.
         system: a system message put before conversations.
         tokenizer: where the tokenizer is, if not with the model.
@@ -150,7 +150,7 @@ def run_generate(
             "no prompts. Fix: give them as arguments, with --prompts FILE, or on stdin."
         )
     console = console or Console()
-    with _writer(output, overwrite) as stream:
+    with JsonLines(output, overwrite) if output else nullcontext() as file:
         policy, _, loaded = load_policy(
             model,
             tokenizer=tokenizer,
@@ -159,13 +159,12 @@ def run_generate(
             with_reference=False,
         )
         asked = as_conversations(prompts, loaded, raw=raw, system=system)
-        lines = stream or (None if console.is_terminal else console.file)
         count = 0
-        with _progress(stream is not None, len(asked) * decoding.samples) as advance:
+        with _progress(file is not None, len(asked) * decoding.samples) as advance:
             for batch in generate(policy, loaded, asked, decoding):
                 advance(len(batch))
                 kept = winners.pick(batch, columns) if winners else [(item, {}) for item in batch]
-                if lines is None:
+                if file is None and console.is_terminal:
                     for generation, found in kept:
                         show(generation, decoding.samples, console, found)
                 else:
@@ -173,7 +172,10 @@ def run_generate(
                     rows = [
                         {**e, **one.row(), **f} for e, (one, f) in zip(extra, kept, strict=True)
                     ]
-                    _write(rows, lines, output)
+                    if file is None:
+                        put(rows, console.file, "stdout")
+                    else:
+                        file.write(rows)
                 count += len(kept)
     return count
 
@@ -296,49 +298,12 @@ def show(
 
 
 @contextmanager
-def _writer(output: Path | None, overwrite: bool) -> Iterator[IO[str] | None]:
-    if output is None:
-        yield None
-        return
-    if output.exists() and not overwrite:
-        fix = "choose another file, or add --overwrite."
-        raise ConfigError([Problem("output", f"{output} exists.", fix)])
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        stream = output.open("w", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror}. Fix: choose another.") from error
-    try:
-        yield stream
-    finally:
-        with suppress(OSError):  # a full disk was told of when the batch was written
-            stream.close()
-
-
-@contextmanager
 def _progress(wanted: bool, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while a file is written, if anyone is there to see it."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not (wanted and console.is_terminal)) as bar:
         task = bar.add_task("completions", total=total)
         yield lambda done: bar.advance(task, done)
-
-
-def _write(rows: Sequence[Mapping[str, Any]], stream: IO[str], output: Path | None) -> None:
-    """One batch, flushed: what is decoded is on the disk."""
-    try:
-        stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        stream.flush()
-    except OSError as error:
-        raise _not_written(output, error) from error
-
-
-def _not_written(output: Path | None, error: OSError) -> RunError:
-    fix = "free some space" if error.errno == errno.ENOSPC else "check the disk"
-    return RunError(
-        f"writing to {output or 'the output'} failed: {error.strerror}. Fix: {fix}; the batches "
-        "before this one are kept."
-    )
 
 
 def _content(completion: Text) -> str:

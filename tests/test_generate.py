@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from align.data.tokens import encode_prompt
 from align.engine.create import create_model
 from align.engine.models import load_policy
-from align.errors import ConfigError, DataError, ModelError, RunError
+from align.errors import ConfigError, DataError, ModelError, RewardError, RunError
 from align.generate import Decoding, generate, run_generate
 from align.prompts import as_conversations, read_prompts
+from align.winners import Winners
 
 TINY = {
     "model_type": "llama",
@@ -240,6 +241,51 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_drawn(loaded):
     asked = as_conversations(["a", "the cat sat " * 40], tokenizer)
     with pytest.raises(ModelError, match=r"1 of 2 prompts do not fit: prompt 1 .* context of 96"):
         next(generate(policy, tokenizer, asked, Decoding(max_new_tokens=8)))
+
+
+@pytest.mark.parametrize("old", [None, "old answers\n"])
+def test_a_run_that_fails_before_its_first_answer_leaves_the_output_as_it_was(
+    folder, tmp_path, old
+):
+    output = tmp_path / "out.jsonl"
+    if old:
+        output.write_text(old)
+    decoding = Decoding(max_new_tokens=8)
+    with pytest.raises(ModelError, match="do not fit"):
+        run_generate(folder, ["the cat " * 60], decoding, output=output, overwrite=bool(old))
+    assert (output.read_text() if output.exists() else None) == old
+    assert [path.name for path in tmp_path.iterdir()] == (["out.jsonl"] if old else [])
+    run_generate(folder, ["the cat"], decoding, output=output, overwrite=bool(old))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert json.loads(output.read_text())["index"] == 0
+
+
+@pytest.mark.parametrize("old", [None, "old answers\n"])
+def test_the_answers_of_a_run_that_fails_later_are_kept_and_named(folder, tmp_path, capsys, old):
+    def fails_at_last(prompts, completions, **columns):
+        if "why?" in str(prompts):
+            raise ValueError("no more")
+        return [0.0] * len(completions)
+
+    output, place = tmp_path / "out.jsonl", tmp_path / "out.jsonl"
+    if old:
+        output.write_text(old)
+        place = tmp_path / "out.unfinished.jsonl"
+    with pytest.raises(RewardError, match="no more"):
+        run_generate(
+            folder,
+            ["a", "yes", "why?"],
+            Decoding(max_new_tokens=4, batch_size=1),
+            output=output,
+            overwrite=bool(old),
+            winners=Winners(fails_at_last),
+        )
+    assert [json.loads(line)["index"] for line in place.read_text().splitlines()] == [0, 1]
+    said = capsys.readouterr().err
+    assert f"Answers finished before that: 2, in {place}." in said
+    if old:
+        assert output.read_text() == old
+        assert f"{output} is as it was." in said
 
 
 def test_settings_that_cannot_be_meant_are_reported_together():
