@@ -252,8 +252,9 @@ def test_humaneval_calls_check_with_the_entry_point():
     check = "def check(candidate):\n    assert candidate(1, 2) == 3"
     for entry, passed in {"Solution().add": True, "Solution().sub": False, "len": False}.items():
         assert run_tests(method, check, QUICK, entry_point=entry).passed == [passed]
-    calling = check + "\ncheck(add)\n"
-    assert run_tests(RIGHT, calling, QUICK, entry_point="add").problems == [""]
+    once = "CALLS = []\ndef count():\n    CALLS.append(1)\n    return len(CALLS)"
+    calling = "def check(candidate):\n    assert candidate() == 1\ncheck(count)\n"
+    assert run_tests(once, calling, QUICK, entry_point="count").problems == [""]
 
 
 SUM = "def sum(a, b):\n    return a * b\n"

@@ -102,7 +102,10 @@ def test_a_recursive_schema_on_a_deep_text():
     reward = JSONSchemaReward(TREE, invalid=0.2, seconds=60)
     assert ask(reward, nested(199, "1"), nested(199, '"x"'), nested(300, "1")) == [1.0, 0.2, 0.0]
     endless = JSONSchemaReward({"$ref": "#"}, invalid=0.2, seconds=60)
-    assert ask(endless, "1", "2") == [0.0, 0.0]
+    assert ask(endless, "1") == [0.0]
+    process = endless._worker.process
+    assert ask(endless, "2") == [0.0]
+    assert endless._worker.process is process is not None  # no new one for each text
 
 
 def test_a_recursive_schema_that_doubles_with_each_level_is_given_up():
