@@ -166,6 +166,38 @@ def _weights(draws: int, k: int) -> np.ndarray:
     return np.concatenate([np.zeros(k - 1), np.exp(above - below)])
 
 
+def best_of_kl(proxy: Sequence[Sequence[float]] | np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """KL(best-of-k || policy) in nats from N draws of each prompt, ties included.
+
+    The winner is distributed as the policy among equal proxies, so that with p the policy's share
+    of one value of the proxy and F its distribution function up to it, the KL is the sum over
+    values of q log(q / p), where q = F^k - (F - p)^k (Beirami et al. 2024, lemma 1, which also
+    gives that it is at most `best_of_n_kl`). Shares are those of the draws.
+
+    Args:
+        proxy: (P, N) what decides.
+        ks: each at least 1.
+
+    Returns:
+        (P, len(ks)).
+
+    Raises:
+        ValueError: no (P, N) table, or a k below 1.
+    """
+    table = np.asarray(proxy, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not ks or min(ks) < 1:
+        raise ValueError(f"best_of_kl: expected (P, N) and k >= 1; got {table.shape}, {list(ks)}.")
+    found = np.empty((len(table), len(ks)))
+    for row, scores in enumerate(table):
+        share = np.unique(scores, return_counts=True)[1] / len(scores)
+        upto = np.cumsum(share)
+        for column, k in enumerate(ks):
+            wins = upto**k - np.clip(upto - share, 0.0, None) ** k
+            kept = wins > 0
+            found[row, column] = float((wins[kept] * np.log(wins[kept] / share[kept])).sum())
+    return found
+
+
 def accepted(
     scores: Sequence[float], threshold: float | None = None, fraction: float | None = None
 ) -> list[int]:

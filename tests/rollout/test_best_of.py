@@ -16,6 +16,7 @@ from align.rollout.best_of import (
     BestOfN,
     accepted,
     best_of_curve,
+    best_of_kl,
     best_of_n,
     best_of_n_kl,
     draw_best,
@@ -147,3 +148,29 @@ def test_winners_are_sft_data(sampler, tmp_path, chat):
     rows = load_splits(section, "sft").train.to_list()
     assert [row["prompt"] for row in rows] == prompts
     assert [row["completion"] for row in rows] == every.winners.completions
+
+
+def test_the_kl_without_ties_is_the_formula_and_never_more_with_them():
+    ks = [1, 2, 4, 16]
+    exact = [best_of_n_kl(k) for k in ks]
+    continuous = np.random.default_rng(0).random((3, 20_000))
+    np.testing.assert_allclose(best_of_kl(continuous, ks), [exact] * 3, atol=2e-3)
+    tied = np.random.default_rng(1).integers(0, 5, (50, 64))
+    assert (best_of_kl(tied, ks) <= np.asarray(exact) + 1e-12).all()
+    assert (best_of_kl(tied, ks)[:, 1:] < 0.98 * np.asarray(exact)[1:]).all()
+
+
+def test_the_kl_with_ties_is_that_of_the_winners_distribution():
+    """One answer in four is right: the best of 2 is right with probability 1 - (3/4)^2."""
+    right = 1 - 0.75**2
+    kl = right * np.log(right / 0.25) + (1 - right) * np.log((1 - right) / 0.75)
+    assert best_of_kl([[0, 0, 1, 0]], [2])[0, 0] == pytest.approx(kl)
+    assert best_of_kl([[3.0, 3.0]], [1, 8]).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "ks"), [([1.0], [1]), ([[1.0]], []), ([[1.0]], [0]), ([[]], [1])]
+)
+def test_a_kl_of_nothing_is_refused(proxy, ks):
+    with pytest.raises(ValueError, match="best_of_kl"):
+        best_of_kl(proxy, ks)

@@ -1,0 +1,46 @@
+"""The comparison at the same KL: its divergence, and what it makes of figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from align.engine.head import policy_logprobs
+from align.rollout.transformers import TransformersSampler
+from benchmarks.matched_kl import at, sequence_kl, summarise
+
+BEST = {"kl": [0.0, 0.2, 0.4, 0.6], "gold": [1.0, 2.0, 2.5, 2.75], "reward": [0.0, 1.0, 2.0, 3.0]}
+
+
+def seed(gold: float, kl: float) -> dict:
+    return {"best_of": BEST, "arms": {"ppo": {"gold": gold, "reward": 1.0, "kl": kl}}}
+
+
+def test_between_two_k_the_line_counts():
+    assert at(BEST, 0.3) == pytest.approx(2.25)
+    assert at(BEST, 0.3, "reward") == pytest.approx(1.5)
+    with pytest.raises(ValueError, match=r"has KL 0.60, and 0.70"):
+        at(BEST, 0.7)
+
+
+def test_gains_are_those_at_the_arms_own_kl():
+    found = summarise([seed(2.5, 0.3), seed(2.75, 0.5)])["ppo"]
+    assert found["gain_at_same_kl"]["value"] == pytest.approx((0.25 + 0.125) / 2)
+    assert found["over_best_of_4"]["value"] == pytest.approx(2.625 - 2.75)
+    assert summarise([seed(2.5, 0.3)])["ppo"]["gain_at_same_kl"] == pytest.approx(0.25)
+
+
+@torch.no_grad()
+def test_the_divergence_is_the_mean_log_ratio(tiny_llama, tiny_tokenizer):
+    policy, start = tiny_llama(seed=0), tiny_llama(seed=1)
+    torch.manual_seed(0)
+    sampler = TransformersSampler(policy, tiny_tokenizer, max_new_tokens=4, batch_size=512)
+    rollout = sampler(["Hello there", "Hi"], group_size=1024)
+    found = sequence_kl(policy, start, rollout)
+    ratios = (policy_logprobs(policy, rollout) - policy_logprobs(start, rollout)).sum(1)
+    assert found.shape == (2048,)
+    assert float(found.min()) > 0
+    error = float(ratios.std()) / 2048**0.5
+    assert abs(float(found.mean() - ratios.mean())) < 4 * error
+    assert float(found.std()) < float(ratios.std())
+    assert sequence_kl(policy, policy, rollout).abs().max() < 1e-9
