@@ -9,8 +9,9 @@
     checkpoints/     checkpoint-<step>, each with a SHA-256 manifest written last
     model/           the result
 
-A directory belongs to one process at a time (`run.lock`). Leaves out what is in a checkpoint:
-`align.engine.checkpoint`.
+A directory belongs to one process at a time (`run.lock`). Of a distributed run's processes the
+first keeps it; the others write into a folder of their own that goes with them (`open_run`). Leaves
+out what is in a checkpoint: `align.engine.checkpoint`.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ BEFORE_TRAINING = {"run.json", "run.lock", "config.yaml", "data_card.json", "qua
 class Run:
     """An open run directory. Use `open_run`, which locks it and records how it ended."""
 
-    def __init__(self, path: Path, stage: str):
+    def __init__(self, path: Path, stage: str, shared: Path | None = None):
         self.path = path
         self.stage = stage
+        self.shared = shared or path  # what all processes of a distributed run see
         self.record: dict[str, Any] = {}
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
+        """The folder of checkpoints, to which every process of a distributed run adds its part."""
+        return self.shared / "checkpoints"
 
     @property
     def model(self) -> Path:
@@ -110,7 +112,8 @@ def open_run(
     Raises:
         RunError: another process holds the directory; it holds another run and neither resume
             nor overwrite was asked for; it holds files of something else; there is nothing to
-            resume, or the resumed run's configuration differs.
+            resume, or the resumed run's configuration differs; several processes have no
+            `run.dir` to share.
     """
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="align-dry-run-") as folder:
@@ -120,7 +123,20 @@ def open_run(
         return
     if resume and not config.run.dir:
         raise RunError("--resume: run.dir is not set. Fix: add run.dir=<the run to continue>.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not config.run.dir:
+        raise RunError(
+            "several processes were started and share one run directory, but run.dir is not set. "
+            "Fix: set run.dir."
+        )
     path = Path(config.run.dir or f"runs/{config.stage}-{datetime.now():%Y%m%d-%H%M%S}")
+    if not first_process():
+        with tempfile.TemporaryDirectory(prefix="align-process-") as folder:
+            own = Path(folder) / path.name
+            own.mkdir()
+            run = Run(own, config.stage, shared=path)
+            run.record = {"seed": config.run.seed}
+            yield run
+        return
     if resume and not (path / "run.json").is_file():
         raise RunError(
             f"--resume: {path} holds no run. Fix: set run.dir to the run to continue, or leave "
@@ -160,6 +176,11 @@ def open_run(
             raise
         else:
             run.update(status="completed", finished=now())
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _end(run: Run, **values: Any) -> None:
@@ -221,10 +242,7 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold run.lock. In a distributed run only the first process takes it."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        yield
-        return
+    """Hold run.lock."""
     with open(path / "run.lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

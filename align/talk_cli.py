@@ -10,15 +10,26 @@ import typer
 
 from align.quiet import quiet_libraries
 
+# What both commands take, said once.
+Model = Annotated[str, typer.Argument(help="Directory or hub id.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus; 1 is off.")]
+Seed = Annotated[int | None, typer.Option(help="For answers that can be repeated.")]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+Tokenizer = Annotated[str | None, typer.Option(help="If not the model's own.")]
+ChatTemplate = Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
+    model: Model,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; - reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--prompts", "-f", help="A data file.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSONL file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
     min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
     beams: Annotated[int, typer.Option("--beams", help="Beam search above 1.")] = 1,
@@ -27,12 +38,12 @@ def generate(
     reward: Annotated[str | None, typer.Option(help="Reward model or module:function.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out winners below it.")] = None,
     keep: Annotated[float | None, typer.Option(help="Keep this best share of winners.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For repeatable samples.")] = None,
+    seed: Seed = None,
     batch_size: Annotated[int, typer.Option(help="Answers decoded at once.")] = 16,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    system: System = None,
+    tokenizer: Tokenizer = None,
+    chat_template: ChatTemplate = None,
+    dtype: DType = "auto",
     raw: Annotated[bool, typer.Option(help="Do not apply the chat template.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
 ) -> None:
@@ -77,17 +88,17 @@ def generate(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Directory or hub id.")],
+    model: Model,
     versus: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
     votes: Annotated[str | None, typer.Option(help="JSONL file or store URL for votes.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
-    tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="Built-in name or .jinja file.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="For repeatable answers.")] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    tokenizer: Tokenizer = None,
+    chat_template: ChatTemplate = None,
+    dtype: DType = "auto",
+    seed: Seed = None,
 ) -> None:
     """Talk to a checkpoint in the terminal."""
     quiet_libraries()

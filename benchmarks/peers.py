@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from feedback import environments
 
 
 def ensure_environment(name: str, requirements: Sequence[str]) -> Path:
@@ -23,30 +23,10 @@ def ensure_environment(name: str, requirements: Sequence[str]) -> Path:
         requirements: for one call of pip.
 
     Raises:
-        RuntimeError: the installation failed; nothing half-made stays behind.
+        InstallError: the installation failed; nothing half-made stays behind.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache) / "align" / name
-    python, done = folder / "bin" / "python", folder / "installed"
-    wanted = "\n".join(requirements)
-    if done.is_file() and done.read_text(encoding="utf-8") == wanted and python.is_file():
-        return python
-    print(f"installing {name} into {folder} (once; some minutes)", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for step in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "-q", *requirements],
-    ):
-        ended = subprocess.run(step, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RuntimeError(
-                f"installing {name} failed: {ended.stderr.strip()[-400:]}. Fix: check the network "
-                f"and that {', '.join(requirements)} can be had for this platform."
-            )
-    done.write_text(wanted, encoding="utf-8")
-    return python
+    steps = [["-m", "pip", "install", "-q", *requirements]]
+    return environments.ensure_environment(name, "\n".join(requirements), steps, print)
 
 
 def run_script(python: Path, script: Path, job: Path, threads: int) -> dict[str, Any]:

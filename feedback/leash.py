@@ -1,8 +1,8 @@
 """Runs a command that must not outlive its owner: `python leash.py COMMAND...`.
 
 The owner holds the other end of standard input. When it closes, because the owner stopped or was
-killed, the whole process group goes. A server that outlives a killed run would keep its GPU memory
-and its port. Imports nothing but the standard library, so that it starts at once.
+killed, the whole process group goes. A server that outlives a killed run would keep its port, and
+vLLM's its GPU memory. Imports nothing but the standard library, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _wait_for_owner(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(GRACE)
-    # This process leads the group; its grandchildren (vLLM's engine) are in it.
+    # This process leads the group; its grandchildren (vLLM's engine, say) are in it.
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -182,10 +182,24 @@ def _number(name: str, row: int, value: Any, completions: Sequence[Text]) -> flo
 
 
 def plain(text: Text) -> str:
-    """A completion's words: the text itself, or its messages' contents joined."""
+    """A completion's words: the text itself, or the contents of the model's messages, joined.
+
+    What an environment said in between is not the model's. Messages without one of the model's (a
+    prompt) are joined whole.
+    """
+    return text if isinstance(text, str) else "\n".join(_contents(text))
+
+
+def final(text: Text) -> str:
+    """What the model said last: the text itself, or the content of its last message."""
     if isinstance(text, str):
         return text
-    return "\n".join(str(message.get("content") or "") for message in text)
+    return next(reversed(_contents(text)), "")
+
+
+def _contents(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    own = [message for message in messages if message.get("role", "assistant") == "assistant"]
+    return [str(message.get("content") or "") for message in own or messages]
 
 
 def short(text: Text, width: int = 120) -> str:

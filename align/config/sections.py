@@ -180,6 +180,7 @@ class VLLMSection(Section):
     concurrency: int = Field(default=64, gt=0)  # requests in flight to a server
     tolerance: float | None = Field(default=None, gt=0)  # of the probe after each synchronisation
     python: str | None = None  # of an environment with vLLM, which starts the server
+    devices: str | None = None  # GPUs of the server that is started, such as "1,2"; unset: all
 
 
 class RolloutSection(Section):
@@ -191,7 +192,7 @@ class RolloutSection(Section):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=64, gt=0)  # completions decoded at once
+    batch_size: int = Field(default=64, gt=0)  # completions decoded at once; vLLM decides itself
     vllm: VLLMSection = Field(default_factory=VLLMSection)
     environment: str | None = None  # module:Class; max_new_tokens is then of one turn
     max_turns: int = Field(default=8, gt=0)  # of the model's in an episode
@@ -211,8 +212,8 @@ class ValueSection(Section):
     """The critic of PPO."""
 
     backbone: Literal["shared", "separate"] = "separate"
-    init: str = "zero"  # "zero", or the directory of a reward model whose head it starts from
-    learning_rate: float | None = None  # default: the policy's
+    init: str = "zero"  # "zero", a reward model's directory, or the value/ of an earlier run
+    learning_rate: float | None = Field(default=None, gt=0)  # default: the policy's
 
 
 class JudgeSection(Section):

@@ -1,11 +1,10 @@
-"""`align feedback serve | init | push | adjudicate | status`: projects, and what they ask."""
+"""`align feedback serve | init | adjudicate | status`: projects, and what they ask."""
 
 from __future__ import annotations
 
 import signal
 import socket
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlsplit
@@ -20,7 +19,6 @@ from align.feedback_cli.common import (
     Name,
     Store,
     Url,
-    chosen,
     connect,
     err,
     out,
@@ -28,7 +26,6 @@ from align.feedback_cli.common import (
     table_of,
     title,
 )
-from align.feedback_cli.scores import read_scores
 
 if TYPE_CHECKING:
     from feedback.quality.disagreement import Order
@@ -100,48 +97,6 @@ def init(
             who = f" for {project.annotator}" if project.annotator else ""
             say(f"{client.url}/projects/{project.project}/data{who}")
         say(f"people make their accounts at {client.invitation()}")
-
-
-@app.command()
-def push(
-    name: Name = None,
-    twins: Annotated[bool, typer.Option(help="Ask every pair both ways round.")] = False,
-    round: Annotated[str | None, typer.Option(help="Only items of this round.")] = None,
-    scores: Annotated[
-        Path | None,
-        typer.Option(help="JSONL or CSV of `item` and `score`: the greatest score is asked first."),
-    ] = None,
-    store: Store = STORE,
-    url: Url = None,
-    data: Data = DATA,
-) -> None:
-    """Send the store's items to the server: each once, however often it is run."""
-    from feedback.labelstudio.order import order_tasks
-    from feedback.labelstudio.push import push as send
-    from feedback.store import FeedbackStore
-
-    order = read_scores(scores) if scores else {}
-    with FeedbackStore(store, create=False) as opened:
-        for client, project in chosen(opened, name, url, data):
-            items = [
-                item for item in opened.items(project.kind) if round is None or item.round == round
-            ]
-            # Ids are hashes: in their order, rounds and gold questions are well mixed.
-            items.sort(key=lambda item: item.id)
-            report = send(client, opened, project, items, twins=twins)
-            say(
-                f"{title(project)}: {report.sent} tasks sent, {report.known} known, "
-                f"{report.recovered} recovered, {report.removed} copies removed"
-            )
-            if report.missing:
-                say(
-                    f"{title(project)}: {report.missing} tasks were deleted on the server. They "
-                    "are not sent again; to ask them once more, make a new project.",
-                    err,
-                )
-            if order:
-                count = order_tasks(client, opened, project, order)
-                say(f"{title(project)}: {count} tasks in the order of their scores")
 
 
 @app.command()

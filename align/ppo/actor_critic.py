@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,6 +28,8 @@ from align.engine.models import disable_dropout
 from align.errors import ModelError
 from reward.model import load_classifier, read_normalisation
 from reward.score import score_head
+
+CRITIC = "value.safetensors"  # in a run's value/
 
 
 @dataclass
@@ -147,7 +149,7 @@ class ActorCritic(nn.Module):
         if self.value_backbone is not None:
             backbone = self.value_backbone.state_dict()
             state |= {f"value_backbone.{k}": v.contiguous() for k, v in backbone.items()}
-        save_file(state, folder / "value.safetensors")
+        save_file(state, folder / CRITIC)
 
 
 def build_actor_critic(
@@ -159,10 +161,12 @@ def build_actor_critic(
         policy: causal language model, a PEFT wrapper included.
         backbone: "shared" reads the policy's hidden states; "separate" copies its backbone (or
             takes the reward model's); "none" is no critic at all.
-        init: "zero", or a reward model's directory: the head then starts as its normalised score.
+        init: "zero"; a reward model's directory: the head then starts as its normalised score; or
+            the `value/` of an earlier run, whose critic goes on.
 
     Raises:
-        ModelError: virtual-token PEFT with a shared backbone, or a reward model of another width.
+        ModelError: virtual-token PEFT with a shared backbone, a reward model of another width, or
+            an earlier critic of another kind or shape.
     """
     base = causal_lm(policy)
     if backbone == "none":
@@ -179,7 +183,8 @@ def build_actor_critic(
             "set value.backbone=separate."
         )
     critic: nn.Module | None = None
-    if init != "zero":
+    saved = init != "zero" and (Path(init) / CRITIC).is_file()
+    if init != "zero" and not saved:
         classifier = load_classifier(init, dtype=torch.float32)
         _copy_head(classifier, head, init)
         critic = classifier.base_model.requires_grad_(True)  # a merged adapter's is frozen
@@ -190,6 +195,8 @@ def build_actor_critic(
             )
     elif backbone == "separate":
         critic = _copy_backbone(base)
+    if saved:
+        _load_critic(Path(init), head, critic)
     module = ActorCritic(policy, head, critic)
     disable_dropout(module)  # a reward model's and LoRA's too: the first ratio must be 1
     return module.to(next(policy.parameters()).device)
@@ -209,6 +216,29 @@ def _copy_head(classifier: PreTrainedModel, head: nn.Linear, path: str) -> None:
         head.weight.copy_(score.weight / std)
         bias = score.bias if score.bias is not None else torch.zeros(1)
         head.bias.copy_((bias - mean) / std)
+
+
+def _load_critic(folder: Path, head: nn.Linear, backbone: nn.Module | None) -> None:
+    modules = {"value_head": head, "value_backbone": backbone}
+    state: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
+    for key, tensor in load_file(folder / CRITIC).items():
+        part, _, name = key.partition(".")
+        state[part][name] = tensor
+    if bool(state["value_backbone"]) != (backbone is not None):
+        kind = "a separate" if state["value_backbone"] else "a shared"
+        raise ModelError(
+            f"value.init: the critic in {folder} has {kind} backbone. Fix: set value.backbone to "
+            "the same, or value.init=zero."
+        )
+    try:
+        for name, module in modules.items():
+            if module is not None:
+                module.load_state_dict(state[name])
+    except RuntimeError as error:
+        raise ModelError(
+            f"value.init: the critic in {folder} is not of this policy's shape: {error}. Fix: set "
+            "value.init=zero."
+        ) from None
 
 
 def _copy_backbone(base: PreTrainedModel) -> nn.Module:

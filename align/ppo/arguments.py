@@ -5,7 +5,9 @@ PPO's own are in `align.ppo.config`, online DPO's in `align.ppo.online_dpo`.
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -74,6 +76,19 @@ class RolloutArguments(TrainingArguments):
         world = int(os.environ.get("WORLD_SIZE", "1"))
         return max(1, self.total_episodes // (self.rollout_batch_size * world))
 
+    @property
+    def bounds(self) -> Mapping[str, str]:
+        """What each number must satisfy, as `outside` reads it."""
+        return {
+            "learning_rate": ">= 0",
+            "total_episodes": ">= 1",
+            "rollout_batch_size": ">= 1",
+            "overlong_buffer": ">= 0",
+            "overlong_penalty": ">= 0",
+            "length_penalty": ">= 0",
+            "reward_clip": "> 0",
+        }
+
     def _problems(self) -> list[Problem]:
         found = []
         if self.group_size < 1 or self.rollout_batch_size % self.group_size:
@@ -86,9 +101,25 @@ class RolloutArguments(TrainingArguments):
             )
         else:
             found += self._whole_steps()
-        for name in ("overlong_buffer", "overlong_penalty", "length_penalty"):
-            if getattr(self, name) < 0:
-                found.append(Problem(f"trainer.{name}", f"{getattr(self, name)} is negative."))
+        found += outside(self, self.bounds)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if 1 <= self.total_episodes < self.rollout_batch_size * world:
+            found.append(
+                Problem(
+                    "trainer.total_episodes",
+                    f"{self.total_episodes} is less than one update's {self.rollout_batch_size} "
+                    f"episodes on {world} process{'es' * (world > 1)}.",
+                    "raise it, or lower rollout_batch_size.",
+                )
+            )
+        if self.num_train_epochs != 3:  # transformers' own default
+            found.append(
+                Problem(
+                    "trainer.num_train_epochs",
+                    "there are no epochs where the policy makes its own data.",
+                    "set total_episodes instead.",
+                )
+            )
         if self.eval_strategy != "no":
             found.append(
                 Problem(
@@ -112,3 +143,22 @@ class RolloutArguments(TrainingArguments):
                 f"use {rows * self.rollout_batch_size // max(1, self.rows_per_update)}.",
             )
         ]
+
+
+def outside(values: object, bounds: Mapping[str, str]) -> list[Problem]:
+    """The attributes that break their bound.
+
+    Args:
+        values: has the attributes; None is within every bound.
+        bounds: name -> one or two of `> x`, `>= x`, `<= x`, joined by " and ".
+    """
+    compare = {">": operator.gt, ">=": operator.ge, "<=": operator.le}
+    found = []
+    for name, bound in bounds.items():
+        value = getattr(values, name)
+        if value is None:
+            continue
+        parts = [part.split() for part in bound.split(" and ")]
+        if not all(compare[sign](value, float(limit)) for sign, limit in parts):  # NaN is outside
+            found.append(Problem(f"trainer.{name}", f"{value}; {bound} is expected."))
+    return found

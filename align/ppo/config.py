@@ -6,6 +6,7 @@ Defaults follow design.md's checklist: gamma 1, lambda 0.95, clip 0.2, value cli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +71,28 @@ class PPOConfig(RolloutArguments):
         """Passes over each batch of rollouts."""
         return self.ppo_epochs
 
+    @property
+    def bounds(self) -> Mapping[str, str]:
+        """What each number must satisfy."""
+        return {
+            **super().bounds,
+            "ppo_epochs": ">= 1",
+            "gamma": ">= 0 and <= 1",
+            "gae_lambda": ">= 0 and <= 1",
+            "clip_range": "> 0",
+            "clip_range_high": "> 0",
+            "dual_clip": "> 1",
+            "clip_range_value": "> 0",
+            "vf_coef": ">= 0",
+            "entropy_coef": ">= 0",
+            "kl_coef": ">= 0",
+            "kl_target": "> 0",
+            "kl_horizon": ">= 1",
+            "critic_warmup_updates": ">= 0",
+            "correction_high": "> 0",
+            "correction_low": ">= 0",
+        }
+
     def _problems(self) -> list[Problem]:
         found = super()._problems()
         if self.advantage in GROUPED and self.group_size < 2:
@@ -96,16 +119,4 @@ class PPOConfig(RolloutArguments):
                     f"{self.correction_low} is above correction_high={self.correction_high}.",
                 )
             )
-        for name, low, high in (("gamma", 0.0, 1.0), ("gae_lambda", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                found.append(Problem(f"trainer.{name}", f"{value} is not within [{low}, {high}]."))
-        if self.clip_range <= 0:
-            found.append(Problem("trainer.clip_range", f"{self.clip_range} is not above 0."))
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            found.append(Problem("trainer.dual_clip", f"{self.dual_clip} is not above 1."))
-        if self.ppo_epochs < 1:
-            found.append(Problem("trainer.ppo_epochs", f"{self.ppo_epochs} is not at least 1."))
-        if self.kl_coef < 0:
-            found.append(Problem("trainer.kl_coef", f"{self.kl_coef} is negative."))
         return found

@@ -28,7 +28,7 @@ from align.ppo.advantages import (
     whiten,
 )
 from align.ppo.arguments import RolloutArguments
-from align.ppo.checks import gap
+from align.ppo.checks import gap, mean_gap
 from align.ppo.correction import Correction, importance_weights
 from align.ppo.kl import KLEstimator, estimate_kl
 from align.ppo.objectives import Aggregation, aggregation_weights
@@ -186,6 +186,7 @@ def describe(rollout: Rollout, scores: Tensor, judged: Judged) -> dict[str, floa
         "rollout/length_max": lengths.max().item(),
         "rollout/repetition": repetition(rollout.completion_ids, rollout.mask).mean().item(),
         "rollout/sampler_gap": gap(rollout.logprobs.to(device), judged.logprobs, mask),
+        "rollout/sampler_gap_mean": mean_gap(rollout.logprobs.to(device), judged.logprobs, mask),
     }
 
 

@@ -172,4 +172,4 @@ def _token_mean(
     kept = keep(values, mask)
     if weights is not None:
         kept = kept * weights[:, None]
-    return kept.sum() / divisor.clamp(min=1)
+    return kept.sum() / divisor.clamp(min=1e-6)  # a share may be less than 1

@@ -13,16 +13,25 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from align.errors import ConfigError, Problem
 from align.ppo.arguments import RolloutArguments
-from align.ppo.checks import check_start, refuse_sharding, tolerance_of
+from align.ppo.checks import (
+    Tolerance,
+    check_start,
+    refuse_sharding,
+    refuse_truncation,
+    tolerance_of,
+)
 from align.ppo.loader import OnPolicyLoader, PromptStream
 from align.ppo.rewards import RewardScorer, ScoreFn
 from align.types import Experience, Rollout, Sampler, SyncedSampler, Text
+
+EXTREMES = {"policy/ratio_max": max, "policy/ratio_min": min}  # of a metric; others are averaged
 
 
 class OnPolicyTrainer(transformers.Trainer):
@@ -58,7 +67,8 @@ class OnPolicyTrainer(transformers.Trainer):
             callbacks: further callbacks.
 
         Raises:
-            ConfigError: under ZeRO-3 or FSDP, or rollouts cannot be drawn ahead.
+            ConfigError: under ZeRO-3 or FSDP, rollouts cannot be drawn ahead, or the sampler
+                truncates its distribution.
         """
         super().__init__(
             model=model,
@@ -73,7 +83,8 @@ class OnPolicyTrainer(transformers.Trainer):
             reference.to(args.device)
         self.sampler, self.score = sampler, score
         self.synced = isinstance(sampler, SyncedSampler)
-        refuse_ahead(args, self.synced)
+        refuse_ahead(args, sampler)
+        refuse_truncation(sampler)
         self.longest = getattr(sampler, "max_new_tokens", 1) * getattr(sampler, "max_turns", 1)
         if isinstance(score, RewardScorer):
             score.group_size, score.reduce = args.group_size, self._sum_over_ranks
@@ -134,41 +145,53 @@ class OnPolicyTrainer(transformers.Trainer):
                 self.metrics[key].append(value)
 
     def _sample(self, prompts: list[Text], columns: dict[str, list[Any]]) -> Rollout:
-        return self.sampler(prompts, group_size=self.args.group_size, **columns)
+        with self.accelerator.autocast():
+            return self.sampler(prompts, group_size=self.args.group_size, **columns)
 
     def _prepare(self, rollout: Rollout) -> Experience:
         """Score a batch of rollouts and turn it into an experience."""
         if isinstance(self.score, RewardScorer):
             self.score.update, self.score.trainer_state = self.loader.update, self.state
         scores, reward_metrics = self.score(rollout)
-        experience, metrics = self.experience_of(rollout, scores)
+        with self.accelerator.autocast():  # in the training's precision: ratios begin at 1
+            experience, metrics = self.experience_of(rollout, scores)
         if self.synced:
             metrics["rollout/age"] = float(self.loader.update - rollout.version)
         if not self.checked:
-            sampler_gap = 0.0 if self.corrected else metrics["rollout/sampler_gap"]
-            check_start(experience, sampler_gap, self._tolerance())
+            tolerance = self._tolerance()
+            key = "rollout/sampler_gap_mean" if tolerance.half else "rollout/sampler_gap"
+            check_start(experience, 0.0 if self.corrected else metrics[key], tolerance)
         self.tokens_seen += int(self._sum_over_ranks(rollout.attention_mask.sum()))
         for key, value in (metrics | reward_metrics).items():
             self.metrics[key].append(value)
         return experience
 
-    def _tolerance(self) -> float:
+    def _tolerance(self) -> Tolerance:
         return tolerance_of(self.policy, self.args.bf16 or self.args.fp16)
 
     def _record(self, key: str, value: Tensor, scale: float) -> None:
         self.metrics[key].append(float(value.detach()) * scale)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of what was gathered since the last log."""
-        if self.metrics and "loss" in logs:
-            extremes = {"policy/ratio_max": max, "policy/ratio_min": min}
-            for key, values in self.metrics.items():
-                reduce = extremes.get(key)
-                logs[key] = reduce(values) if reduce else math.fsum(values) / len(values)
+        """Add the means of what was gathered since the last log, over all processes."""
+        if "loss" in logs:
+            logs |= self._gathered()
             logs["num_tokens"] = self.tokens_seen
             logs["episodes"] = self.loader.prompts.cursor * self.args.group_size
-            self.metrics.clear()
         super().log(logs, *args, **kwargs)
+
+    def _gathered(self) -> dict[str, float]:
+        """Every metric since the last call, over all processes; all of them have to ask."""
+        parts = [dict(self.metrics)]
+        if self.args.world_size > 1:
+            parts = gather_object(parts)
+        self.metrics.clear()
+        found = {}
+        for key in dict.fromkeys(key for part in parts for key in part):
+            values = [value for part in parts for value in part.get(key, [])]
+            reduce = EXTREMES.get(key)
+            found[key] = reduce(values) if reduce else math.fsum(values) / len(values)
+        return found
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside transformers' own files."""
@@ -198,18 +221,21 @@ class OnPolicyTrainer(transformers.Trainer):
         return float(total) / self.args.world_size
 
 
-def refuse_ahead(args: RolloutArguments, synced: bool) -> None:
-    """Rollouts can be drawn ahead only by weights that training leaves alone.
+def refuse_ahead(args: RolloutArguments, sampler: Sampler) -> None:
+    """Rollouts can be drawn ahead only by an engine that training leaves alone.
 
     Raises:
-        ConfigError: the sampler decodes with the policy that is being trained.
+        ConfigError: the sampler decodes with the policy that is being trained, or in this process,
+            where a second thread would take the numbers that training draws.
     """
-    if args.rollouts_ahead and not synced:
+    engine = getattr(sampler, "engine", sampler)
+    alone = isinstance(sampler, SyncedSampler) and not getattr(engine, "shares_generator", False)
+    if args.rollouts_ahead and not alone:
         raise ConfigError(
             [
                 Problem(
                     "trainer.rollouts_ahead",
-                    "the transformers sampler decodes with the weights that are being trained.",
+                    f"the {type(engine).__name__} computes where the policy trains.",
                     "set rollout.engine=vllm-server, or rollouts_ahead=false.",
                 )
             ]

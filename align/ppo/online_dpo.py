@@ -9,6 +9,7 @@ on samples of a slightly older policy too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +51,11 @@ class OnlineDPOConfig(RolloutArguments):
         """A chosen and a rejected row for each prompt."""
         return 2 * (self.rollout_batch_size // self.group_size)
 
+    @property
+    def bounds(self) -> Mapping[str, str]:
+        """What each number must satisfy."""
+        return {**super().bounds, "dpo_epochs": ">= 1", "beta": "> 0"}
+
     def _problems(self) -> list[Problem]:
         found = super()._problems()
         if self.group_size < 2:
@@ -58,10 +64,6 @@ class OnlineDPOConfig(RolloutArguments):
         if self.per_device_train_batch_size % 2:
             what = f"{self.per_device_train_batch_size} rows would part a pair."
             found.append(Problem("trainer.per_device_train_batch_size", what, "use an even one."))
-        if self.dpo_epochs < 1:
-            found.append(Problem("trainer.dpo_epochs", f"{self.dpo_epochs} is not at least 1."))
-        if self.beta <= 0:
-            found.append(Problem("trainer.beta", f"{self.beta} is not above 0."))
         if not 0 <= self.label_smoothing < 0.5:
             what = f"{self.label_smoothing} is not within [0, 0.5)."
             found.append(Problem("trainer.label_smoothing", what))

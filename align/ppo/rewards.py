@@ -30,7 +30,7 @@ from reward.combine import (
 ScoreFn = Callable[[Rollout], tuple[list[float], dict[str, float]]]
 
 # `reward/<name>` must not be one of the trainer's or the scorer's own metrics.
-RESERVED = ("mean", "std", "kl_shaped", "disagreement", "lower_bound")
+RESERVED = ("mean", "std", "kl_shaped", "disagreement", "lower_bound", "unscaled")
 
 
 class RewardScorer:
@@ -74,7 +74,9 @@ class RewardScorer:
             learn: take them into the running statistics; False only to look.
 
         Returns:
-            B floats, and metrics: `reward/<name>` or `gold/<name>`, the mean of the raw values.
+            B floats, and metrics: `reward/<name>` or `gold/<name>`, the mean of the raw values;
+            and where a reward is normalised or its weight scheduled, `reward/unscaled`: their sum
+            as it would be without, which moves as the answers do.
 
         Raises:
             RewardError: a reward failed, none applies to a completion, or groups of one
@@ -86,7 +88,7 @@ class RewardScorer:
         calls = [
             RewardCall(t.name, t.function, arguments, t.timeout, t.retries) for t in self.terms
         ]
-        parts, metrics = [], dict[str, float]()
+        parts, metrics, unscaled = [], dict[str, float](), 0.0
         for term, outcome in zip(self.terms, call_together(calls), strict=True):
             mean = mean_of(outcome.values)
             if mean is not None:
@@ -98,11 +100,14 @@ class RewardScorer:
             weight = term.weight_at(self.update)
             if term.schedule is not None:
                 metrics[f"reward_weight/{term.name}"] = weight
+            unscaled += term.weight * (mean or 0.0)
             values = self._scaled(term, outcome.values, rollout, learn)
             parts.append((term.name, clipped(values, term.clip), weight))
         total = weighted_sum(parts)
         if not all(map(math.isfinite, total)):
             raise NonFiniteError("the weighted sum of rewards is not finite; check reward weights.")
+        if any(t.normalise != "none" or t.schedule for t in self.terms if not t.gold):
+            metrics["reward/unscaled"] = unscaled
         own = {key: math.fsum(values) / len(values) for key, values in noted.items()}
         return total, own | metrics
 

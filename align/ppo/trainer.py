@@ -123,6 +123,22 @@ class PPOLossTrainer(OnPolicyTrainer):
         self.kl.update(self._mean_over_ranks(metrics["kl/reference"]), episodes)
         return experience, metrics
 
+    @property
+    def warming(self) -> bool:
+        """Whether only the critic learns in this update."""
+        return self.loader.update <= self.args.critic_warmup_updates
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward; while the critic warms up, nothing reaches the policy.
+
+        Without a gradient the optimizer passes it over: no weight decay, no guard's penalty.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.warming:
+            for parameter in self.policy.parameters():
+                parameter.grad = None
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -132,7 +148,7 @@ class PPOLossTrainer(OnPolicyTrainer):
     ) -> Any:
         """Clipped surrogate + vf_coef * value loss - entropy_coef * entropy."""
         args = self.args
-        warming = self.loader.update <= args.critic_warmup_updates  # only the critic learns
+        warming = self.warming
         mask, tokens, weights = inputs["mask"], inputs["tokens"], inputs["weights"]
         judged = model(
             inputs["input_ids"],

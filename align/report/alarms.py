@@ -21,7 +21,7 @@ from align.report.families import display_name, hue
 from align.report.values import Json, items, mapping, number, rows, text
 
 GOLD = "gold/"
-PROXY, KL = "reward/mean", "kl/reference"
+PROXY, UNSCALED, KL = "reward/mean", "reward/unscaled", "kl/reference"
 _POINTS = 200  # of a line in these charts
 _LEAST = 8  # updates before gold against distance is drawn
 _BLOCKS = 12  # points of that curve
@@ -218,7 +218,8 @@ def given_curve(line: Json) -> Distance | None:
 
 def distance_chart(run: RunData, gold: str) -> Chart | None:
     """Gold and proxy against d = sqrt(KL), in blocks of updates, as Gao et al. (2023) draw them."""
-    parts = [run.series.get(key) for key in (KL, PROXY, gold)]
+    proxy = UNSCALED if UNSCALED in run.series else PROXY  # normalised, its line says nothing
+    parts = [run.series.get(key) for key in (KL, proxy, gold)]
     if any(part is None for part in parts):
         return None
     at = [dict(zip(part.steps, part.values, strict=True)) for part in parts if part is not None]
@@ -237,4 +238,4 @@ def distance_chart(run: RunData, gold: str) -> Chart | None:
     ]
     about = "Where gold turns down while the reward rises, the reward model is over-optimised."
     title = f"{describe(gold).title} and reward against distance"
-    return Chart(f"{gold} and {PROXY}", title, about, None, lines, across="√KL")
+    return Chart(f"{gold} and {proxy}", title, about, None, lines, across="√KL")

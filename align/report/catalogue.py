@@ -40,6 +40,9 @@ KNOWN: dict[str, Metric] = {
     "logits/chosen": Metric("Mean logit, chosen"),
     "logits/rejected": Metric("Mean logit, rejected"),
     "reward/mean": Metric("Reward", "Mean score of the rollouts."),
+    "reward/unscaled": Metric(
+        "Reward before scaling", "Weighted sum without normalisation and schedules."
+    ),
     "reward/std": Metric("Reward spread", "Standard deviation over rollouts."),
     "reward/zero_std_groups": Metric(
         "Groups without a difference", "Share of groups whose answers score alike: no lesson.", 0.0
@@ -70,6 +73,9 @@ KNOWN: dict[str, Metric] = {
     ),
     "correction/clipped": Metric("Corrections clipped"),
     "correction/dropped": Metric("Corrections dropped"),
+    "rollout/sampler_gap_mean": Metric(
+        "Sampler's mean gap", "Nats a token between sampler and policy, on average.", 0.0
+    ),
     "rollout/sampler_gap": Metric(
         "Sampler gap", "Log-probability, sampler against trainer; near 0 when they agree.", 0.0
     ),

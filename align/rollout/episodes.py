@@ -9,7 +9,8 @@ out. Leaves out pools of environments: each episode makes its own and closes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from align.rollout.transcript import Transcript, reply_ids
 from align.types import Messages, Rollout, SyncedSampler, Text
 
 INFO_COLUMN, TURNS_COLUMN = "environment_info", "environment_turns"
+TURN_SEED = 7919  # between the seeds of two turns
 
 
 class SyncedEngine(Engine, SyncedSampler, Protocol):
@@ -160,17 +162,29 @@ class EnvironmentSampler:
             episode.transcript = Transcript(prompt, ids)
 
     def _play(self, group_size: int, caller: Caller, episodes: list[Episode]) -> None:
-        for _ in range(self.max_turns):
+        for turn in range(self.max_turns):
             running = [episode for episode in episodes if not episode.over]
             if not running:
                 break
-            self._draw(running, group_size)
+            with self._seeded(turn):
+                self._draw(running, group_size)
             acting = [episode for episode in running if not episode.over]
             steps = caller([_step_call(episode) for episode in acting])
             for episode, step in zip(acting, steps, strict=True):
                 _take(episode, step)
                 if not episode.over and episode.turns < self.max_turns:
                     self._reply(episode, as_messages(step.observation))
+
+    @contextmanager
+    def _seeded(self, turn: int) -> Iterator[None]:
+        """An engine with a seed repeats its numbers at every call: each turn has its own."""
+        seed = self.seed
+        if seed is not None:
+            self.seed = seed + turn * TURN_SEED
+        try:
+            yield
+        finally:
+            self.seed = seed
 
     def _draw(self, running: list[Episode], group_size: int) -> None:
         starts = [episode.transcript.ids for episode in running]
@@ -264,8 +278,14 @@ def _take(episode: Episode, step: Any) -> None:
             f"{label} returned {type(step).__name__}. Fix: return align.rollout.environment.Step("
             "observation, reward, done)."
         )
-    if not math.isfinite(step.reward):
-        raise SamplerError(f"{label} gave a reward of {step.reward}; a finite number is expected.")
+    try:
+        reward = float(step.reward)
+    except (TypeError, ValueError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise SamplerError(
+            f"{label} gave a reward of {step.reward!r}; a finite number is expected."
+        )
     if not step.done and not step.observation:
         raise SamplerError(
             f"{label} neither ended the episode nor returned an observation, so that the model has "
@@ -273,7 +293,7 @@ def _take(episode: Episode, step: Any) -> None:
         )
     if not step.done:
         _check_observation(step.observation, label)
-    episode.reward += float(step.reward)
+    episode.reward += reward
     episode.info = step.info
     episode.over = episode.finished = step.done
 

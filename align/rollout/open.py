@@ -19,7 +19,7 @@ from align.errors import ConfigError, MissingDependencyError, Problem
 from align.rollout.environment import load_environment
 from align.rollout.episodes import EnvironmentSampler, SyncedEnvironmentSampler
 from align.rollout.transformers import TransformersSampler
-from align.rollout.vllm import VLLMSampler, resolve_dtype, truncation_problem
+from align.rollout.vllm import VLLMSampler, resolve_dtype
 from align.rollout.vllm_environment import INSTALL, find_python, vllm_here
 from align.rollout.vllm_server import VLLMServer
 from align.types import Sampler
@@ -83,6 +83,7 @@ def in_environment(
     limits = [
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         section.vllm.max_model_len,
+        getattr(engine, "context", None),  # a server's own, which may be the smallest
     ]
     settings: dict[str, Any] = {
         "make_environment": load_environment(section.environment),
@@ -152,6 +153,7 @@ def _open_vllm(
         gpu_memory_utilization=vllm.gpu_memory_utilization or 0.9,
         kv_cache_gib=vllm.kv_cache_gib,
         timeout=vllm.timeout,
+        devices=vllm.devices,
     )
     with started(described) as server:
         return sampler(server)
@@ -193,9 +195,6 @@ def _check_engine(
         fix = "set rollout.engine to vllm or vllm-server, or remove it."
         return [Problem("rollout.vllm", what, fix)] if used else []
     found = [
-        truncation_problem(
-            section.temperature, section.top_p, section.top_k, 0.0, section.min_new_tokens
-        ),
         _check_installed(section),
         *_check_policy(section.vllm, peft, quantization, section.engine),
         *_check_lengths(section),
@@ -262,7 +261,7 @@ def _check_server(vllm: VLLMSection) -> list[Problem]:
             what = f"{vllm.url!r} is no address of a server."
             problems.append(Problem("rollout.vllm.url", what, "write http://HOST:PORT."))
         for key in sorted(
-            {"python", "kv_cache_gib", "gpu_memory_utilization"} & vllm.model_fields_set
+            {"python", "kv_cache_gib", "gpu_memory_utilization", "devices"} & vllm.model_fields_set
         ):
             what = f"a server that runs at {vllm.url} has its own."
             problems.append(Problem(f"rollout.vllm.{key}", what, "remove it, or url."))
@@ -270,9 +269,15 @@ def _check_server(vllm: VLLMSection) -> list[Problem]:
         what = "a server of its own has nothing to give back to training."
         problems.append(Problem("rollout.vllm.sleep", what, "remove it, or use engine: vllm."))
     if vllm.sync == "nccl":
-        if not torch.cuda.is_available():
+        if torch.cuda.device_count() < 2 and vllm.url is None:
             what = "nccl needs a GPU here and another for the server."
             problems.append(Problem("rollout.vllm.sync", what, "use checkpoint."))
+        elif not torch.cuda.is_available():
+            what = "nccl needs a GPU here."
+            problems.append(Problem("rollout.vllm.sync", what, "use checkpoint."))
+        elif vllm.url is None and vllm.devices is None:
+            what = "nccl needs the server on other GPUs than the training."
+            problems.append(Problem("rollout.vllm.devices", what, 'name them, for example "1".'))
         if not vllm_here():
             what = "nccl needs vLLM in this Python too."
             problems.append(Problem("rollout.vllm.sync", what, INSTALL))
@@ -281,7 +286,7 @@ def _check_server(vllm: VLLMSection) -> list[Problem]:
 
 def _check_colocated(vllm: VLLMSection) -> list[Problem]:
     problems = []
-    for key in sorted({"url", "sync", "python", "concurrency"} & vllm.model_fields_set):
+    for key in sorted({"url", "sync", "python", "concurrency", "devices"} & vllm.model_fields_set):
         what = "only vllm-server has it."
         fix = "remove it, or set rollout.engine: vllm-server."
         problems.append(Problem(f"rollout.vllm.{key}", what, fix))

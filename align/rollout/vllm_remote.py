@@ -297,6 +297,7 @@ def serve_policy(
     kv_cache_gib: float | None = None,
     timeout: float = 600.0,
     port: int | None = None,
+    devices: str | None = None,
 ) -> VLLMServer:
     """Write a policy down and describe a server for it, which is yet to be started.
 
@@ -313,6 +314,7 @@ def serve_policy(
         kv_cache_gib: memory for keys and values; None: 1 on a CPU, else what the GPU has left.
         timeout: seconds to wait for the start.
         port: where it listens; None for a free one.
+        devices: the GPUs it may see, as CUDA_VISIBLE_DEVICES has them; None for all.
 
     Raises:
         ModelError: the policy cannot be sent this way.
@@ -335,4 +337,7 @@ def serve_policy(
         options += ["--enforce-eager"]
     if sync == "nccl":
         options += ["--weight-transfer-config", '{"backend": "nccl"}']
-    return VLLMServer(start, folder, python, options, port=port, timeout=timeout, lora_rank=rank)
+    server = VLLMServer(start, folder, python, options, port=port, timeout=timeout, lora_rank=rank)
+    if devices is not None:
+        server.variables["CUDA_VISIBLE_DEVICES"] = devices
+    return server

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 from align.errors import SamplerError
-from align.rollout import leash
 from align.rollout.vllm_client import VLLMClient
+from feedback import leash
 
 TAIL = 1500  # characters of the log in a message
 

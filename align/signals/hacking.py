@@ -14,7 +14,7 @@ from align.signals.history import Alarm, History, Series, Sign
 from align.signals.limits import WINDOWS, Limits
 from align.signals.trend import Trend, trend
 
-PROXY = "reward/mean"
+PROXY, UNSCALED = "reward/mean", "reward/unscaled"
 GOLD = "gold/"
 PROXY_LEVEL = 0.95  # the witness's interval guards against false alarms, not the proxy's
 STRIDE = 8  # a window is tested again once an eighth of it is new
@@ -23,8 +23,12 @@ MEMORY = 96  # updates before a window that help to tell how correlated they are
 
 
 def reward_hacking(history: History, limits: Limits) -> Alarm | None:
-    """Proxy up while gold falls, or while disagreement, length or repetition rise."""
-    proxy = history[PROXY]
+    """Proxy up while gold falls, or while disagreement, length or repetition rise.
+
+    The proxy is the reward before normalisation, which would flatten its line, where that is known.
+    """
+    name = UNSCALED if history[UNSCALED] else PROXY
+    proxy = history[name]
     found: Alarm | None = None
     if len(proxy) < LEAST:
         return None
@@ -39,7 +43,7 @@ def reward_hacking(history: History, limits: Limits) -> Alarm | None:
         falling, gold_rises = _gold(history, since, window, limits)
         hints = [] if gold_rises else list(_hints(history, since, window, limits))
         if falling or hints:
-            proxy_sign = Sign(PROXY, since, line.start, line.end, line.low, line.high)
+            proxy_sign = Sign(name, since, line.start, line.end, line.low, line.high)
             alarm = _alarm(step, proxy_sign, falling, hints)
             if found is None or (alarm.severity == "critical" and found.severity == "warning"):
                 found = alarm

@@ -40,12 +40,12 @@ from align.errors import (
     RewardError,
     SamplerError,
 )
-from align.run import Run, fingerprint, write_json
+from align.run import Run, fingerprint, first_process, write_json
 from align.signals import Limits, StopRules, Watch
 from align.signals.callback import SignalsCallback
 from feedback.agreement import wilson
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=not first_process())
 
 
 def open_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -190,7 +190,8 @@ def build_guards(
             run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
             rows = examples(section.data, section.samples)
         if section.type == "replay":
-            guards.append(Replay(rows, loss_fn, section.strength, section.batch_size, seed=index))
+            seed = index + 7919 * int(os.environ.get("RANK", "0"))  # each process replays others
+            guards.append(Replay(rows, loss_fn, section.strength, section.batch_size, seed=seed))
             continue
         if section.artefact:
             fisher = load_fisher(Path(section.artefact))
@@ -330,11 +331,13 @@ def _checkpoint_bytes(trainer: Any) -> int:
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the result of a stage with its tokenizer and a manifest.
+    """Write the result of a stage with its tokenizer and a manifest, in the first process.
 
     Raises:
         CheckpointError: the disk is full.
     """
+    if not first_process():
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder.parent):
         model.save_pretrained(folder)

@@ -23,7 +23,7 @@ from align.evaluate.reward_model import RewardModelReport, evaluate_reward_model
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, fingerprint
 from align.stages.common import console
-from align.stages.preflight import is_classifier, is_local, model_fault
+from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
 from reward.model import RewardModel
@@ -36,7 +36,7 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
         AlignError: bad input of any kind, before a model loads wherever that is possible.
     """
     settings = config.evaluate
-    check_models(settings, config.judge)
+    gather(lambda: check_models(settings, config.judge), lambda: check_sampler(config.rollout))
     splits = load_splits(config.data, "prompts", quarantine=run.path / "quarantine.jsonl")
     rows = splits.test or splits.validation or splits.train
     rows = rows.select(range(min(settings.prompts, len(rows))))
@@ -76,6 +76,26 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
             progress=_progress(progress),
         )
     finish(evaluation, run)
+
+
+def check_sampler(rollout: RolloutSection) -> None:
+    """Every answer is drawn by the transformers sampler, in one turn.
+
+    Raises:
+        ConfigError: another engine, or an environment, which nothing here would use.
+    """
+    problems = []
+    if rollout.engine != "transformers" or rollout.vllm.model_fields_set:
+        what = "evaluation draws with transformers, whatever the training drew with."
+        problems.append(Problem("rollout.engine", what, "remove it, and rollout.vllm."))
+    if rollout.environment is not None:
+        what = (
+            "evaluation asks for one answer and plays no episodes, so it would judge another task."
+        )
+        fix = "remove it, or play `align.rollout.episodes.EnvironmentSampler` from Python."
+        problems.append(Problem("rollout.environment", what, fix))
+    if problems:
+        raise ConfigError(problems)
 
 
 def finish(evaluation: Evaluation, run: Run) -> None:

@@ -21,7 +21,7 @@ from align.engine.trainers import GRPOTrainer, RLOOTrainer
 from align.errors import DataError
 from align.ppo.trl_reward import TRLReward
 from align.rollout.transformers import TransformersSampler, end_ids
-from align.run import Run, fingerprint, read_jsonl
+from align.run import Run, fingerprint, first_process, read_jsonl
 from align.stages.common import (
     build_guards,
     load_data,
@@ -42,6 +42,7 @@ from align.stages.grouped_checks import (
     check_whole_groups,
 )
 from align.stages.on_policy import show_samples, write_samples
+from align.stages.on_policy_checks import check_signals
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
@@ -64,7 +65,11 @@ def run_grouped(
     """
     seed_everything(config.run.seed)
     context = context_of(config.model.path)
-    gather(lambda: check_keys(config), lambda: check_rewards(config.reward))
+    gather(
+        lambda: check_keys(config),
+        lambda: check_rewards(config.reward),
+        lambda: check_signals(config.signals, config.reward),
+    )
     args = trainer_args(config, run)
     args.trust_remote_code = config.model.trust_remote_code
     gather(
@@ -127,12 +132,13 @@ def run_grouped(
     )
     shown = data.validation if data.validation is not None else data.train
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)  # never from shards
-    if whole and not (resume and read_jsonl(run.path / "samples.jsonl")):
-        write_samples(run, "before", show_samples(sampler, shown, scorer))
+    looks = whole and first_process()
+    if looks and not (resume and read_jsonl(run.path / "samples.jsonl")):
+        write_samples(run, "before", show_samples(sampler, shown, scorer, args.num_generations))
     train(trainer, config, run, resume=resume)
-    if whole:
-        write_samples(run, "after", show_samples(sampler, shown, scorer))
     save_model(trainer.model, tokenizer, run.model)
+    if looks:  # last: a reward server that fails now takes nothing away that was trained
+        write_samples(run, "after", show_samples(sampler, shown, scorer, args.num_generations))
     run.finish(steps=trainer.state.global_step)
 
 
@@ -181,7 +187,7 @@ def name_reference(
         args.model_init_kwargs = {"revision": config.model.revision}
     if not (grown or (Path(config.model.path) / "adapter_config.json").is_file()):
         return
-    folder = run.path / "reference"
+    folder = run.shared / "reference"
     with args.main_process_first(desc="the reference"), disk_errors(run.path):
         if args.process_index == 0:
             model.save_pretrained(folder)

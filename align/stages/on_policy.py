@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.stages import OnPolicyStage
@@ -19,9 +20,10 @@ from align.engine.models import freeze, load_policy, peft_config
 from align.errors import DataError
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.rewards import RewardScorer
+from align.rollout.best_of import take
 from align.rollout.open import in_environment, open_sampler
 from align.rollout.transformers import TransformersSampler
-from align.run import Run, append_jsonl, fingerprint, read_jsonl
+from align.run import Run, append_jsonl, fingerprint, first_process, read_jsonl
 from align.stages.common import (
     build_guards,
     load_data,
@@ -33,7 +35,7 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
-from align.stages.on_policy_checks import check_engine, check_sampling
+from align.stages.on_policy_checks import check_engine, check_sampling, check_signals
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
@@ -47,6 +49,7 @@ def run_on_policy(
     make_model: Callable[[PreTrainedModel, Any], ActorCritic],
     *,
     checks: tuple[Callable[[], object], ...] = (),
+    has_critic: bool = False,
     options: Mapping[str, Any] | None = None,
     resume: bool = False,
     dry_run: bool = False,
@@ -59,6 +62,7 @@ def run_on_policy(
         trainer_class: an `OnPolicyTrainer`.
         make_model: what trains, of the policy and the trainer's arguments.
         checks: further ones, before anything loads.
+        has_critic: whether a value function is trained.
         options: further arguments of the trainer.
         resume: go on from the last checkpoint.
         dry_run: check, and train nothing.
@@ -73,6 +77,7 @@ def run_on_policy(
         lambda: check_sampling(config.rollout, context),
         lambda: check_engine(config),
         lambda: check_rewards(config.reward),
+        lambda: check_signals(config.signals, config.reward, has_critic),
         *checks,
     )
     check_start(config)
@@ -130,12 +135,14 @@ def run_on_policy(
             guards=guards,
             **(options or {}),
         )
-        if not (resume and read_jsonl(run.path / "samples.jsonl")):
-            write_samples(run, "before", show_samples(shown, held_out, rewards))
+        if first_process() and not (resume and read_jsonl(run.path / "samples.jsonl")):
+            write_samples(run, "before", show_samples(shown, held_out, rewards, args.group_size))
         train(trainer, config, run, resume=resume)
-    write_samples(run, "after", show_samples(shown, held_out, rewards))
     save_model(policy, tokenizer, run.model)
-    model.save_value(run.path / "value")
+    if first_process():
+        model.save_value(run.path / "value")
+        # Last: a reward server that fails now takes nothing away that was trained.
+        write_samples(run, "after", show_samples(shown, held_out, rewards, args.group_size))
     run.finish(steps=trainer.state.global_step, updates=trainer.loader.update)
 
 
@@ -172,16 +179,24 @@ def load_prompts(
 
 def policy_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Summed negative log-likelihood under the policy inside an actor-critic."""
-    assert isinstance(model, ActorCritic)
-    return sequence_nll(model.policy, batch)
+    inner = extract_model_from_parallel(model)
+    assert isinstance(inner, ActorCritic)
+    return sequence_nll(inner.policy, batch)
 
 
-def show_samples(sampler: Sampler, rows: Any, rewards: RewardScorer) -> tuple[Rollout, list[float]]:
-    """Completions of up to 16 held-out prompts with their reward; needs a seeded sampler."""
+def show_samples(
+    sampler: Sampler, rows: Any, rewards: RewardScorer, group_size: int = 1
+) -> tuple[Rollout, list[float]]:
+    """Completions of up to 16 held-out prompts with their reward; needs a seeded sampler.
+
+    Rewards that compare the answers of one prompt get `group_size` of them; the first is kept.
+    """
     chosen = rows.select(range(min(16, len(rows))))
     columns = {k: list(chosen[k]) for k in chosen.column_names if k != "prompt"}
-    rollout = sampler(list(chosen["prompt"]), 1, **columns)
-    return rollout, rewards(rollout, learn=False)[0]
+    rollout = sampler(list(chosen["prompt"]), group_size, **columns)
+    scores = rewards(rollout, learn=False)[0]
+    kept = torch.arange(0, len(rollout), group_size)
+    return take(rollout, kept), [scores[row] for row in kept.tolist()]
 
 
 def write_samples(run: Run, name: str, shown: tuple[Rollout, list[float]]) -> None:

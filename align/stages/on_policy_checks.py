@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from align.config.sections import PeftSection, RolloutSection, ValueSection
+from transformers import AutoTokenizer
+
+from align.config.sections import (
+    ModelSection,
+    PeftSection,
+    RewardSourceSection,
+    RolloutSection,
+    SignalsSection,
+    ValueSection,
+)
 from align.config.stages import OnPolicyStage, PPOStage
 from align.errors import ConfigError, Problem
+from align.ppo.actor_critic import CRITIC
 from align.ppo.advantages import CRITICS, ESTIMATORS
 from align.rollout.open import check_rollout
 from align.stages.preflight import VIRTUAL_TOKENS, is_classifier, model_fault
 
 
 def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
-    """Truncated sampling biases the policy gradient unless it is corrected.
+    """Truncated sampling biases the policy gradient, and no importance weight mends it.
+
+    What the truncation cut off is never drawn, so there is nothing to weigh (and vLLM reports the
+    probabilities from before the cut).
 
     Raises:
         ConfigError: top-p or top-k is on, or answers would fill the model's whole context.
@@ -28,41 +43,82 @@ def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
                 "lower it.",
             )
         )
-    if rollout.engine == "transformers":  # a vLLM's own check names all of these
-        for name, off in (("top_p", 1.0), ("top_k", 0), ("min_new_tokens", 0)):
-            value = getattr(rollout, name)
-            if value != off:
-                what = f"{value} truncates the distribution, and the gradient is not corrected."
-                problems.append(Problem(f"rollout.{name}", what, f"use {name}: {off} here."))
+    for name, off in (("top_p", 1.0), ("top_k", 0), ("min_new_tokens", 0)):
+        value = getattr(rollout, name)
+        if value != off:
+            what = f"{value} truncates the distribution, and the gradient cannot be corrected."
+            problems.append(Problem(f"rollout.{name}", what, f"use {name}: {off} here."))
     if problems:
         raise ConfigError(problems)
 
 
 def check_engine(config: OnPolicyStage) -> None:
-    """The engine that samples is there and fits the model.
+    """The engine that samples is there and fits the model and the processes.
 
     Raises:
         ConfigError: with every problem found.
     """
-    problems = check_rollout(config.rollout, config.peft, config.model.quantization)
+    rollout, processes = config.rollout, int(os.environ.get("WORLD_SIZE", "1"))
+    problems = check_rollout(rollout, config.peft, config.model.quantization)
+    if config.trainer.get("rollouts_ahead") and rollout.engine != "vllm-server":
+        what = f"the {rollout.engine} sampler computes where the policy trains."
+        fix = "set rollout.engine=vllm-server, or rollouts_ahead=false."
+        problems.append(Problem("trainer.rollouts_ahead", what, fix))
+    if processes > 1 and rollout.engine == "vllm-server" and rollout.vllm.url is None:
+        what = f"{processes} processes need one server that all of them reach."
+        fix = "start `vllm serve` (docs/rollout.md) and name it."
+        problems.append(Problem("rollout.vllm.url", what, fix))
     if problems:
         raise ConfigError(problems)
 
 
-def check_value(value: ValueSection, peft: PeftSection | None) -> None:
+def check_signals(
+    signals: SignalsSection, rewards: Sequence[RewardSourceSection], has_critic: bool = False
+) -> None:
+    """Every rule that is to end the run can see what it judges by.
+
+    Raises:
+        ConfigError: with every rule that could never fire.
+    """
+    problems, stop = [], signals.stop
+    if not signals.enabled and (stop.on or stop.kl_budget or stop.lower_bound_drop):
+        what = "set, but signals.enabled is false, so nothing would end the run."
+        problems.append(Problem("signals.stop", what, "remove it, or enable signals."))
+    if stop.lower_bound_drop and not any(section.ensemble for section in rewards):
+        what = "needs an ensemble's lower bound, and no reward is an ensemble."
+        fix = "set reward[].ensemble, or remove it."
+        problems.append(Problem("signals.stop.lower_bound_drop", what, fix))
+    if "dead_critic" in stop.on and not has_critic:
+        what = "dead_critic is never raised: there is no critic."
+        problems.append(Problem("signals.stop.on", what, "remove it."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_value(value: ValueSection, peft: PeftSection | None, model: ModelSection) -> None:
     """The critic can start from what `value.init` names.
 
     Raises:
-        ConfigError: it is no reward model, or its backbone would have to be the policy's.
+        ConfigError: it is no reward model, reads other tokens than the policy's, or its backbone
+            would have to be the policy's.
     """
     problems = []
-    if value.init != "zero":
+    if value.init == "zero" and value.backbone == "separate" and model.quantization:
+        what = f"`separate` copies the policy's backbone, which {model.quantization} cannot train."
+        fix = "use value.backbone=shared, or value.init=<reward model>."
+        problems.append(Problem("value.backbone", what, fix))
+    if value.init != "zero" and not (Path(value.init) / CRITIC).is_file():
         fault = model_fault(value.init)
         if fault:
             problems.append(Problem("value.init", f"{value.init} {fault[0]}", fault[1]))
         elif Path(value.init).exists() and not is_classifier(value.init):
             what = f"{value.init} is no reward model, so it has no head to start from."
             problems.append(Problem("value.init", what, "name an `align reward` run's model/."))
+        elif other_tokens(value.init, model.tokenizer or model.path):
+            what = (
+                f"{value.init} has another vocabulary than the policy, whose tokens it would read."
+            )
+            problems.append(Problem("value.init", what, "use value.init=zero."))
         if value.backbone == "shared":
             what = "a reward model's head needs its own backbone, but `shared` reads the policy's."
             problems.append(Problem("value.backbone", what, "use separate, or value.init=zero."))
@@ -71,6 +127,15 @@ def check_value(value: ValueSection, peft: PeftSection | None) -> None:
         problems.append(Problem("value.backbone", what, "use separate."))
     if problems:
         raise ConfigError(problems)
+
+
+def other_tokens(first: str, second: str) -> bool:
+    """Whether two tokenizers give other numbers to tokens; False where one cannot be read."""
+    try:
+        tables = [AutoTokenizer.from_pretrained(path).get_vocab() for path in (first, second)]
+    except (OSError, ValueError):
+        return False  # who loads it will say more
+    return any(tables[1].get(token, number) != number for token, number in tables[0].items())
 
 
 def check_critic(config: PPOStage) -> None:

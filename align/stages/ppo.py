@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from align.config.stages import PPOStage
 from align.ppo.actor_critic import ActorCritic, build_actor_critic
+from align.ppo.advantages import CRITICS
 from align.ppo.trainer import PPOTrainer
 from align.run import Run
 from align.stages.on_policy import run_on_policy
@@ -31,9 +32,10 @@ def run(config: PPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         PPOTrainer,
         make_model,
         checks=(
-            lambda: check_value(config.value, config.peft),
+            lambda: check_value(config.value, config.peft, config.model),
             lambda: check_critic(config),
         ),
+        has_critic=config.trainer.get("advantage", "gae") in CRITICS,
         options={"value_learning_rate": config.value.learning_rate},
         resume=resume,
         dry_run=dry_run,

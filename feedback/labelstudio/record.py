@@ -79,6 +79,7 @@ class Recorder:
             key = _key(task)
             item = items.get(item_of_key(key))
             names = present[task["id"]] = set()
+            newer = said_again(task["annotations"])
             for raw in task["annotations"]:
                 raw = {k: v for k, v in raw.items() if k not in VOLATILE}
                 name = f"{self.journal.prefix}{raw['id']}"
@@ -92,6 +93,11 @@ class Recorder:
                 elif raw["was_cancelled"]:
                     batch.skips.append((item.id, person, name, raw))
                     batch.gone.add(name + CORRECTED)
+                elif raw["id"] in newer:
+                    reason = (
+                        f"{person} answered the task again: annotation {newer[raw['id']]} counts"
+                    )
+                    batch.refused.append((name, reason, raw))
                 else:
                     try:
                         judgements = parse_annotation(raw, item, key, person)
@@ -216,6 +222,23 @@ class Recorder:
             if event["kind"] != "deletion":
                 self.store.delete_annotation(name, event["raw"])
                 self.report.deleted += not name.endswith(CORRECTED)
+
+
+def said_again(annotations: Sequence[Json]) -> dict[int, int]:
+    """Annotations of one task whose person made a newer one: their number -> the newest's.
+
+    Label Studio repeats a request that met a locked database, and a page sent twice counts twice
+    there: one person has one vote on a task, the last.
+    """
+    newest: dict[int, int] = {}
+    own = [
+        (raw["completed_by"], raw["id"])
+        for raw in annotations
+        if raw["completed_by"] is not None and not raw["was_cancelled"]
+    ]
+    for person, number in own:
+        newest[person] = max(number, newest.get(person, number))
+    return {number: newest[person] for person, number in own if newest[person] != number}
 
 
 def _key(task: Json) -> str:

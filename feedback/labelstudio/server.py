@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,10 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from feedback import environments, leash
 from feedback.errors import LabelStudioError
 
 VERSION = "1.23.2"
+NAME = f"label-studio-{VERSION}"
 START_SECONDS = 240.0
+SETTINGS = Path(__file__).parent / "django"  # the server's settings module
 
 
 @dataclass(frozen=True)
@@ -40,39 +42,22 @@ class Login:
     token: str
 
 
-def environment_folder() -> Path:
-    """Where the server's virtual environment is, or will be."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "align" / f"label-studio-{VERSION}"
-
-
 def ensure_environment(say: Callable[[str], None] = lambda line: None) -> Path:
     """Install Label Studio into its environment unless it is there; returns its executable.
 
     Raises:
         LabelStudioError: the installation failed; nothing half-made stays behind.
     """
-    folder = environment_folder()
-    program = folder / "bin" / "label-studio"
-    if (folder / "installed").is_file() and program.is_file():
-        return program
-    say(f"installing Label Studio {VERSION} into {folder} (once; a few minutes)")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    steps = [
-        [sys.executable, "-m", "venv", str(folder)],
-        [str(folder / "bin" / "pip"), "install", "-q", f"label-studio=={VERSION}"],
-    ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise LabelStudioError(
-                f"installing Label Studio failed: {done.stderr.strip()[-400:]}. Fix: check the "
-                f"network, or install label-studio=={VERSION} into {folder} by hand."
-            )
-    (folder / "installed").write_text(VERSION, encoding="utf-8")
-    return program
+    wanted = f"label-studio=={VERSION}"
+    steps = [["-m", "pip", "install", "-q", wanted]]
+    try:
+        python = environments.ensure_environment(NAME, VERSION, steps, say)
+    except environments.InstallError as error:
+        raise LabelStudioError(
+            f"installing Label Studio failed: {error}\nFix: check the network, and that pip finds "
+            f"{wanted}."
+        ) from None
+    return python.with_name("label-studio")
 
 
 class LabelStudioServer:
@@ -173,14 +158,20 @@ class LabelStudioServer:
         }
         # Only the server's own environment: ours would shadow its packages.
         environment = {k: v for k, v in environment.items() if not k.startswith("PYTHON")}
+        environment |= {
+            "PYTHONPATH": str(SETTINGS.resolve()),
+            "PYTHONDONTWRITEBYTECODE": "1",  # our package may be where nobody may write
+            "DJANGO_SETTINGS_MODULE": "align_label_studio",
+        }
         say(f"starting Label Studio on {login.url} (log: {self.log})")
-        command = [str(program), "start", "--no-browser"]
+        command = [sys.executable, str(leash.__file__), str(program), "start", "--no-browser"]
         command += ["--internal-host", self.host, "--port", str(self.port)]
         self.stopped = False
         try:
             with self.log.open("ab") as stream:
                 self.process = subprocess.Popen(
                     command,
+                    stdin=subprocess.PIPE,  # the leash
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env=environment,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from feedback.schema import Text
 from reward.errors import RewardError
-from reward.functions import plain
+from reward.functions import final
 from reward.sandbox import Job, Limits, check_sandbox, run_python, start, watch
 from reward.verify.test_side import UNUSED
 
@@ -47,7 +47,7 @@ class CodeResult:
 
 def extract_code(completion: Text) -> str:
     """The last fenced Python block of a completion; all of it without one."""
-    text = plain(completion)
+    text = final(completion)
     blocks = [body for name, body in FENCE.findall(text) if name.lower() in PYTHON]
     return blocks[-1] if blocks else text
 

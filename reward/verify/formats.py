@@ -15,7 +15,7 @@ import regex
 
 from feedback.schema import Text
 from reward.errors import MissingDependencyError, RewardError
-from reward.functions import plain
+from reward.functions import final
 from reward.verify.worker import Worker
 
 INSTALL = "pip install 'align-rlhf[rewards]'"
@@ -63,7 +63,7 @@ def json_format(prompts: list[Text], completions: list[Text], **columns: Any) ->
     rewards = []
     for completion in completions:
         try:
-            read_json(plain(completion))
+            read_json(final(completion))
         except ValueError:
             rewards.append(0.0)
         else:
@@ -120,7 +120,7 @@ class JSONSchemaReward:
         for row, completion in enumerate(completions):
             schema = self.schema or self._checked(columns[str(self.column)][row])
             try:
-                value = read_json(plain(completion))
+                value = read_json(final(completion))
             except ValueError:
                 rewards.append(0.0)
                 continue
@@ -177,7 +177,7 @@ class RegexReward:
         match = self.pattern.fullmatch if self.whole else self.pattern.search
         rewards = []
         for completion in completions:
-            text = plain(completion).strip() if self.whole else plain(completion)
+            text = final(completion).strip() if self.whole else final(completion)
             try:
                 rewards.append(float(match(text, timeout=self.seconds) is not None))
             except TimeoutError:

@@ -16,7 +16,7 @@ import regex
 
 from feedback.schema import Text
 from reward.errors import MissingDependencyError, RewardError
-from reward.functions import plain
+from reward.functions import final
 from reward.verify.worker import Worker
 
 INSTALL = "pip install 'align-rlhf[rewards]'"
@@ -171,7 +171,7 @@ class MathReward:
             expected = boxed(str(truth)) or hashes(str(truth)) or str(truth).strip()
             if not expected:
                 raise RewardError(f"row {row}: the column {self.column!r} holds no answer.")
-            answer = final_answer(plain(text), strict=self.strict)
+            answer = final_answer(final(text), strict=self.strict)
             silent += answer is None
             rewards.append(float(answer is not None and self.same(answer, expected)))
         if log_metric is not None and rewards:

@@ -8,7 +8,6 @@ import json
 import pytest
 
 from benchmarks.align_ppo import texts_of
-from benchmarks.peers import ensure_environment
 from benchmarks.ppo import agreement, read_prompts, with_phases
 
 
@@ -69,15 +68,3 @@ def test_both_sides_see_the_same_ids_or_nothing_runs(tiny_tokenizer):
     half = tiny_tokenizer("\N{SNOWMAN}")["input_ids"][:1]  # a byte of it
     with pytest.raises(RuntimeError, match="not tokenised to its own ids"):
         texts_of([ids, half], tiny_tokenizer)
-
-
-def test_an_environment_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "align" / "peer"
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").touch()
-    (folder / "installed").write_text("a==1\nb==2")
-    assert ensure_environment("peer", ("a==1", "b==2")) == folder / "bin" / "python"
-    with pytest.raises(RuntimeError, match="installing peer failed"):
-        ensure_environment("peer", ("./no-such-folder",))
-    assert not folder.exists()

@@ -70,6 +70,22 @@ def test_dry_run_checks_and_leaves_nothing(name, stage, cli, tmp_path):
     assert not (tmp_path / f"run-{name}").exists()
 
 
+def test_rewards_that_compare_the_answers_of_a_prompt(stage, cli, tmp_path):
+    (tmp_path / "beside.py").write_text(
+        "def beside(prompts, completions, **columns):\n"
+        "    assert prompts[::2] == prompts[1::2], 'an answer stands alone'\n"
+        "    sizes = [len(c[-1]['content']) for c in completions]\n"
+        "    rivals = [sizes[row ^ 1] for row in range(len(sizes))]\n"
+        "    return [float(a > b) for a, b in zip(sizes, rivals)]\n"
+    )
+    settings = ["trainer.advantage=rloo", "trainer.group_size=2"]
+    result = cli(*stage("ppo", *settings, reward=[{"function": "beside:beside"}]))
+    assert result.code == 0, result.text
+    lines = (tmp_path / "run-ppo" / "samples.jsonl").read_text().splitlines()
+    shown = [str(json.loads(line)["prompt"]) for line in lines]
+    assert len(shown) == len(set(shown)) > 1
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_lora(name, stage, cli, tmp_path):
     result = cli(*stage(name, "peft.method=lora", "peft.kwargs={r: 4}"))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from safetensors.torch import load_file
 from align.config.load import load_config
 from align.config.stages import STAGES
 from align.engine.guards.ewc import EWC
-from align.engine.monitor import StopCallback
 from align.engine.trainers import GRPOTrainer, RLOOTrainer
 from align.errors import Interrupted
 from align.run import open_run, read_jsonl
@@ -141,21 +137,6 @@ def launch(tmp_path, policy_dir, data_files, monkeypatch) -> Callable[..., Path]
     return run
 
 
-@contextmanager
-def signal_at(step: int) -> Iterator[None]:
-    """A real SIGTERM to this process at the end of an optimizer step."""
-    original = StopCallback.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, args, state, control, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopCallback, "on_step_end", on_step_end)
-        yield
-
-
 @pytest.mark.parametrize(
     ("stage", "stop", "overrides"),
     [
@@ -168,7 +149,9 @@ def signal_at(step: int) -> Iterator[None]:
     ],
     ids=["grpo", "rloo", "half-used completions", "third epoch"],
 )
-def test_stopped_and_resumed_is_straight_through(launch, policy_dir, stage, stop, overrides):
+def test_stopped_and_resumed_is_straight_through(
+    launch, signal_at, policy_dir, stage, stop, overrides
+):
     straight = launch(stage, "straight", *overrides)
     with signal_at(stop), pytest.raises(Interrupted, match=f"after step {stop}"):
         launch(stage, "stopped", *overrides)

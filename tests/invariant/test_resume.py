@@ -2,10 +2,6 @@
 
 import importlib
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,6 @@ from safetensors.torch import load_file
 from align.config.load import load_config
 from align.config.stages import STAGES
 from align.engine.checkpoint import MANIFEST, list_checkpoints, newest_valid
-from align.engine.monitor import StopCallback
 from align.errors import Interrupted, RewardError
 from align.run import open_run
 
@@ -82,21 +77,6 @@ def launch(tmp_path, policy_dir, data_files, monkeypatch):
     return run
 
 
-@contextmanager
-def signal_at(step: int) -> Iterator[None]:
-    """A real SIGTERM to this process at the end of optimizer step k."""
-    original = StopCallback.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, args, state, control, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopCallback, "on_step_end", on_step_end)
-        yield
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     found = load_file(run / "model" / "model.safetensors")
     if (run / "value").is_dir():
@@ -113,7 +93,7 @@ def same(first: Path, second: Path) -> bool:
 @pytest.mark.parametrize(
     ("stage", "stop"), [("sft", 3), ("reward", 6), ("dpo", 3), ("ppo", 6), ("online_dpo", 11)]
 )
-def test_a_stopped_and_resumed_run_is_the_same_run(launch, stage, stop):
+def test_a_stopped_and_resumed_run_is_the_same_run(launch, signal_at, stage, stop):
     straight = launch(stage, "straight")
     with signal_at(stop), pytest.raises(Interrupted, match="SIGTERM"):
         launch(stage, "stopped")

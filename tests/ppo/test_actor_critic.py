@@ -156,6 +156,25 @@ def test_the_critic_is_saved_beside_the_policy(tiny_llama, tmp_path):
     assert any(name.startswith("value_backbone.layers.0") for name in saved)
 
 
+@pytest.mark.parametrize("backbone", ["separate", "shared"])
+def test_a_saved_critic_goes_on(tiny_llama, make_rollout, tmp_path, backbone):
+    first = build_actor_critic(tiny_llama(), backbone=backbone)
+    with torch.no_grad():
+        for parameter in first.value_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    first.save_value(tmp_path)
+    second = build_actor_critic(tiny_llama(), backbone=backbone, init=str(tmp_path))
+    rollout = make_rollout()
+    assert evaluate(first, rollout).values.abs().max() > 0.01
+    assert torch.equal(evaluate(second, rollout).values, evaluate(first, rollout).values)
+    assert all(p.requires_grad for p in second.value_parameters())
+    other = {"separate": "shared", "shared": "separate"}[backbone]
+    with pytest.raises(ModelError, match=f"has a {backbone} backbone"):
+        build_actor_critic(tiny_llama(), backbone=other, init=str(tmp_path))
+    with pytest.raises(ModelError, match="not of this policy's shape"):
+        build_actor_critic(tiny_llama(hidden_size=64), backbone=backbone, init=str(tmp_path))
+
+
 def test_the_critic_of_an_adapted_policy_is_a_plain_trainable_copy(tiny_llama):
     policy = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     model = build_actor_critic(policy)

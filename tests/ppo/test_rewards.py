@@ -80,6 +80,21 @@ def test_groups_are_normalised_by_prompt(make_rollout):
         score(rollout)
 
 
+def test_what_scaling_hides_is_logged_without_it(make_rollout):
+    rollout = make_rollout()
+    rollout.prompts = ["p", "p", "q", "q"]
+    rising = Schedule("linear", to=1.0, updates=10)
+    terms = [
+        RewardTerm("a", values(1, 3, 100, 300), weight=2.0, normalise="group"),
+        RewardTerm("b", values(1, 1, 1, 1), weight=0.5, schedule=rising),
+        RewardTerm("c", values(9, 9, 9, 9), gold=True),
+    ]
+    assert RewardScorer(terms)(rollout)[1]["reward/unscaled"] == 2.0 * 101.0 + 0.5
+    for plainly in (terms[1:], [RewardTerm("a", values(1, 3, 100, 300)), terms[2]]):
+        logged = RewardScorer(plainly)(rollout)[1]
+        assert ("reward/unscaled" in logged) == any(t.schedule for t in plainly)
+
+
 def test_clipping_comes_after_normalisation_and_before_the_weight(make_rollout):
     rollout = make_rollout()
     rollout.prompts = ["p"] * 4
@@ -209,6 +224,7 @@ def test_rewards_named_in_yaml(tmp_path, monkeypatch, make_rollout):
         "reward/scaled": 5.0,
         "reward_weight/scaled": pytest.approx(0.5),
         "reward/later": 3.0,
+        "reward/unscaled": 8.0,
         "gold/truth": 2.5,
     }
 

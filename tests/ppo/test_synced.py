@@ -6,12 +6,14 @@ The sampler here is real: transformers on a copy of the policy, which `sync` bri
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from align.engine.models import snapshot
 from align.errors import ConfigError, ModelError, SamplerError
+from align.ppo.on_policy import refuse_ahead
 from align.rollout.transformers import TransformersSampler
 from align.types import SyncedSampler
 
@@ -109,6 +111,21 @@ def test_a_sampler_of_other_weights_is_found_unless_it_is_corrected(make_synced)
     trainer, _ = make_synced(broken=0.05, correction="none")
     with pytest.raises(ModelError, match="correction=token_truncate"):
         trainer.train()
+
+
+def test_what_draws_in_this_process_cannot_draw_ahead(make_synced):
+    trainer, sampler = make_synced()
+    sampler.shares_generator = True  # as the colocated vLLM
+    with pytest.raises(ConfigError, match="CopySampler computes where the policy trains"):
+        refuse_ahead(replace(trainer.args, rollouts_ahead=True), sampler)
+
+
+@pytest.mark.parametrize(
+    "cut", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"min_new_tokens": 2}]
+)
+def test_a_sampler_that_truncates_is_refused(make_trainer, cut):
+    with pytest.raises(ConfigError, match=f"rollout.{next(iter(cut))}.*truncates"):
+        make_trainer(sampler=cut)
 
 
 def test_the_transformers_sampler_cannot_draw_ahead(make_trainer):

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from align.engine.guards.ewc import EWC
+from align.engine.guards.replay import Replay
 from align.errors import ConfigError, ModelError, NonFiniteError, RewardError
 from align.ppo.config import PPOConfig
 
@@ -155,9 +156,37 @@ def test_the_adaptive_coefficient_moves_and_the_fixed_one_does_not(make_trainer,
     assert set(logged(fixed, "kl/coef")) == {0.05}
 
 
+def test_half_precision_begins_at_ratio_1_and_kl_0(make_trainer, logged):
+    """Under autocast sampler, policy and reference compute alike: bf16 on a CPU, as on a GPU."""
+    trainer = make_trainer(bf16=True, total_episodes=16)
+    trainer.train()
+    assert logged(trainer, "kl/reference")[0] == pytest.approx(0.0, abs=1e-3)
+    assert logged(trainer, "rollout/sampler_gap")[0] < 0.2
+    assert logged(trainer, "policy/ratio_max")[0] == pytest.approx(1.0, abs=1e-3)
+    assert logged(trainer, "kl/reference")[-1] != 0.0
+
+
+class Pull(Replay):
+    """A guard whose penalty every weight of the policy feels."""
+
+    def __init__(self):
+        ids = torch.tensor([[1, 2, 3]])
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        super().__init__([example], lambda model, batch: self.squares(model), 1.0)
+
+    def squares(self, model):
+        return sum(p.square().sum() for p in model.policy.parameters())
+
+
 @pytest.mark.parametrize("backbone", ["separate", "shared"])
 def test_critic_warm_up_leaves_the_policy_alone(make_trainer, weights, backbone):
-    trainer = make_trainer(critic={"backbone": backbone}, critic_warmup_updates=1, entropy_coef=0.1)
+    trainer = make_trainer(
+        critic={"backbone": backbone},
+        critic_warmup_updates=1,
+        entropy_coef=0.1,
+        weight_decay=0.1,
+        guards=(Pull(),),
+    )
     before = weights(trainer.model)
     trainer.train()
     after = weights(trainer.model)

@@ -61,8 +61,6 @@ def test_everything_wrong_is_said_at_once(with_vllm, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     section = {
         "engine": "vllm-server",
-        "temperature": 0.7,
-        "top_p": 0.9,
         "max_new_tokens": 64,
         "vllm": {
             "url": "localhost",
@@ -75,7 +73,6 @@ def test_everything_wrong_is_said_at_once(with_vllm, monkeypatch):
     peft = PeftSection(method="prompt_tuning")
     found = problems(section, peft=peft, quantization="4bit")
     assert set(found) == {
-        "rollout.top_p",
         "peft.method",
         "model.quantization",
         "rollout.max_new_tokens",

@@ -1,10 +1,8 @@
-"""The parts of the vLLM samplers that need no vLLM: weights, probe, HTTP, leash, NCCL's seams."""
+"""The parts of the vLLM samplers that need no vLLM: weights, probe, HTTP, NCCL's seams."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +15,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from align.errors import ConfigError, MissingDependencyError, ModelError, SamplerError
-from align.rollout import leash, vllm_environment, vllm_nccl
+from align.rollout import vllm_environment, vllm_nccl
 from align.rollout.vllm_client import VLLMClient
 from align.rollout.vllm_colocated import refuse
 from align.rollout.vllm_nccl import Control, WeightChannel, bounded
@@ -170,36 +168,6 @@ def test_the_client_works_inside_an_event_loop(http):
 
 
 # --- server and environment
-
-
-def alive(process: int) -> bool:
-    try:
-        with open(f"/proc/{process}/stat") as stream:
-            return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_a_killed_owner_takes_the_server_along(tmp_path):
-    note = str(tmp_path / "pid")
-    child = f"import os, time; open({note!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    owner = (
-        "import subprocess, sys, time; subprocess.Popen([sys.executable, "
-        f"{leash.__file__!r}, sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, "
-        "start_new_session=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", owner])
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    server = int((tmp_path / "pid").read_text())
-    assert alive(server)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    while alive(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_server_that_ends_or_hangs_is_reported_with_its_log(tmp_path):

@@ -102,6 +102,14 @@ def test_one_bad_update_is_no_trend():
     assert reward_hacking(history(reward__mean=up, gold__quality=spike), LIMITS) is None
 
 
+def test_a_proxy_that_normalisation_flattens_is_read_before_it():
+    hacked = {"reward__mean": 0.0, "reward__unscaled": up, "gold__quality": down}
+    alarm = reward_hacking(history(**hacked), LIMITS)
+    assert alarm.evidence[0].metric == "reward/unscaled"
+    flat = {"reward__mean": up, "reward__unscaled": 0.0, "gold__quality": down}
+    assert reward_hacking(history(**flat), LIMITS) is None  # a schedule raised it
+
+
 def test_a_young_run_is_left_in_peace():
     young = History()
     for update in range(30):

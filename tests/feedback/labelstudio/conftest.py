@@ -177,15 +177,20 @@ class Proxy:
         if kind == "drop after":  # the server has done it, and nobody hears of it
             handler.connection.close()
             return
+        if kind == "fail after":  # it has done it, and says that it has not
+            self.send(handler, 500, "text/plain", b"")
+            return
         if kind == "slow":
             time.sleep(3)
-        self.send(
-            handler, answer.status_code, answer.headers.get("Content-Type", ""), answer.content
-        )
+        kept = [(k, v) for k, v in answer.headers.multi_items() if k in ("set-cookie", "location")]
+        kind = answer.headers.get("Content-Type", "")
+        self.send(handler, answer.status_code, kind, answer.content, kept)
 
     @staticmethod
-    def send(handler, status, kind, content):
+    def send(handler, status, kind, content, headers=()):
         handler.send_response(status)
+        for name, value in headers:
+            handler.send_header(name, value)
         handler.send_header("Content-Type", kind)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()

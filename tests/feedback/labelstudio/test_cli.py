@@ -98,6 +98,19 @@ def test_a_watch_says_what_is_missing_and_goes_on(
     assert said.endswith("1 of 1 on the server")
 
 
+def test_a_deleted_project_keeps_no_other_from_being_sent(align, client, store, pairs):
+    store.add_items(pairs(3))
+    for name in ("first", "second"):
+        align("init", name)
+    gone, stays = projects(store, "first") + projects(store, "second")
+    client.request("DELETE", f"api/projects/{gone.project}/")
+    with pytest.raises(LabelStudioError, match=r"^first: ") as caught:
+        align("push")
+    assert "second" not in str(caught.value)
+    assert len(list(client.tasks(stays.project))) == 3
+    assert "second: 0 tasks sent, 3 known" in align("push", "second")
+
+
 def test_a_deleted_project_keeps_no_other_from_being_pulled(align, client, store, pairs, label):
     """Names that look like markup are printed as they are, in lines and in tables."""
     made = []

@@ -117,6 +117,24 @@ def test_a_pull_through_faults_is_complete(client, store, pairs, proxied, label)
     assert len(store.comparisons()) == 8
 
 
+@pytest.mark.parametrize("fault", [500, 503, "fail after"])
+def test_who_joins_a_server_that_fails_is_let_in(client, proxied, fault):
+    proxy, _, _ = proxied
+    proxy.faults = [("POST", "/user/signup", fault)]
+    invitation = client.invitation().replace(client.url, proxy.url)
+    email = f"{secrets.token_hex(4)}@example.org"
+    with AnnotatorSession(proxy.url, email, "a-password-1") as desk:
+        desk.join(invitation)
+        assert proxy.happened == [fault]
+    with AnnotatorSession(client.url, email, "a-password-1") as desk:
+        desk.log_in()
+    with (
+        AnnotatorSession(client.url, email, "another-password") as desk,
+        pytest.raises(LabelStudioError, match=f"{email} could not sign in"),
+    ):
+        desk.join(client.invitation())  # the account exists, and this is not its password
+
+
 def test_twenty_people_make_a_thousand_annotations_at_once(
     server, client, store, pairs, make_project
 ):
@@ -140,10 +158,12 @@ def test_twenty_people_make_a_thousand_annotations_at_once(
         futures = [people.submit(work, number) for number in range(20)]
         while not all(future.done() for future in futures):
             pull(client, store, project)  # while they work
+            time.sleep(3)
         for future in futures:
             future.result()
     report = pull(client, store, project)
-    assert (report.complete, report.server) == (True, 1000)
+    assert report.complete
+    assert report.server == 1000  # our server's settings: its own would repeat requests
     shown = {item.id: item.shown for item in items}
     found = {}
     for one in store.comparisons():

@@ -47,6 +47,25 @@ def test_a_pull_that_read_too_far_heals_itself(client, store, labelled, label):
     assert (report.new, report.complete) == (1, True)
 
 
+def test_a_person_who_answers_a_task_twice_has_one_vote_the_last(client, store, labelled, label):
+    project, items, _ = labelled
+    again = label(project, items[0], "b2")
+    report = pull(client, store, project)
+    assert (report.new, report.quarantined, report.complete) == (1, 1, True)
+    votes = [c for c in store.comparisons() if c.pair == items[0].id]
+    assert [c.strength for c in votes] == [2]
+    assert [row["reason"] for row in aside(store, project).values()] == [
+        f"{votes[0].annotator} answered again: annotation {again} counts"
+    ]
+    assert pull(client, store, project, full=True).quarantined == 0
+
+    client.delete_annotation(again)
+    assert pull(client, store, project, full=True).complete
+    votes = [c for c in store.comparisons() if c.pair == items[0].id]
+    assert [c.strength for c in votes] == [1]  # the first stands again
+    assert not aside(store, project)
+
+
 def test_a_label_changed_into_nonsense_no_longer_stands(client, store, labelled):
     project, items, (one, *_) = labelled
     client.update_annotation(one, result=NONSENSE)

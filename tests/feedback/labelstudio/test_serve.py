@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -112,4 +113,13 @@ def test_a_server_ends_with_its_command(serve, tmp_path, free_port):
     assert running.returncode == 10
     assert f"Label Studio: {url}" in said
     assert "from other machines: http://" in said
-    assert "ended by itself (-9). Its log" in said
+    assert re.search(r"ended by itself \((-9|137)\)\. Its log", said)
+
+
+def test_a_killed_command_takes_its_server_along(serve, free_port):
+    port = free_port()
+    running = serve(port)
+    next_lines(running, "Ctrl-C stops the server")
+    running.kill()
+    until(lambda: not servers(port), 30)
+    assert not healthy(f"http://127.0.0.1:{port}")

@@ -146,3 +146,13 @@ def test_a_pattern_that_would_take_for_ever_does_not_match():
     evil = RegexReward(r"(a|aa|a?a)+$", seconds=0.3)
     assert ask(evil, "a" * 5000 + "b", "aa") == [0.0, 1.0]
     assert time.monotonic() - started < 30
+
+
+def test_of_an_episode_the_last_message_counts():
+    episode = [
+        {"role": "assistant", "content": "let me look"},
+        {"role": "tool", "content": '{"found": 3}'},
+        {"role": "assistant", "content": '{"answer": 3}'},
+    ]
+    reward = JSONSchemaReward({"type": "object", "required": ["answer"]})
+    assert ask(reward, episode, episode[:2], "{}") == [1.0, 0.0, 0.0]

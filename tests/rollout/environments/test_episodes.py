@@ -225,6 +225,21 @@ def test_the_seed_is_the_engines(play, engine):
     assert engine.seed == 7
 
 
+def test_every_turn_has_numbers_of_its_own(play, engine, prompts, monkeypatch):
+    seeds, draw = [], engine.draw
+    monkeypatch.setattr(engine, "draw", lambda *a, **k: seeds.append(engine.seed) or draw(*a, **k))
+    for seed in (7, None):
+        sampler = play(max_turns=3)
+        sampler.seed = seed
+        sampler(prompts)
+        assert engine.seed == seed
+    own, none = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    assert own[0] == 7
+    assert len(own) > 1
+    assert len(set(own)) == len(own)
+    assert set(none) == {None}
+
+
 def test_an_engine_with_weights_of_its_own_is_kept_up_to_date(engine, counter, tiny_tokenizer):
     """What vLLM's samplers do of `SyncedSampler`, on the plain engine."""
     brought = []

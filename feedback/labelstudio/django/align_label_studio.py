@@ -1,0 +1,16 @@
+"""Label Studio's own settings, with an SQLite that lets people work at the same time.
+
+Runs inside the server's environment (`DJANGO_SETTINGS_MODULE`), not in ours. Without it SQLite
+waits five seconds for its lock and then answers "database is locked"; Label Studio then repeats the
+whole request (`DatabaseIsLockedRetryMiddleware`), and an annotation that was saved before the lock
+was met is saved twice.
+"""
+
+from label_studio.core.settings.label_studio import *  # noqa: F403
+from label_studio.core.settings.label_studio import DATABASES
+
+DATABASES["default"]["OPTIONS"] = {
+    "timeout": 120,  # seconds to wait for the lock
+    "transaction_mode": "IMMEDIATE",  # a transaction that reads first could not wait for it
+    "init_command": "PRAGMA journal_mode=WAL;",
+}
