@@ -74,7 +74,7 @@ def test_rewards_that_compare_the_answers_of_a_prompt(stage, cli, tmp_path):
     (tmp_path / "beside.py").write_text(
         "def beside(prompts, completions, **columns):\n"
         "    assert prompts[::2] == prompts[1::2], 'an answer stands alone'\n"
-        "    sizes = [len(c[-1]['content']) for c in completions]\n"
+        "    sizes = [len(str(c)) for c in completions]\n"
         "    rivals = [sizes[row ^ 1] for row in range(len(sizes))]\n"
         "    return [float(a > b) for a, b in zip(sizes, rivals)]\n"
     )

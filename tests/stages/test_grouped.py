@@ -308,7 +308,7 @@ def test_fewer_prompts_than_a_batch_takes(launch, unreadable, data_files):
 
 
 def test_a_reward_that_is_wrong_is_named(launch):
-    with pytest.raises(RewardError, match="'broken' returned 1 rewards, but 7 completions"):
+    with pytest.raises(RewardError, match="'broken' returned 1 rewards, but 28 completions"):
         launch("grpo", "reward=[{function: 'grouped_words:broken'}]")
 
 

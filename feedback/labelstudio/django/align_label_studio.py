@@ -6,8 +6,10 @@ whole request (`DatabaseIsLockedRetryMiddleware`), and an annotation that was sa
 was met is saved twice.
 """
 
-from label_studio.core.settings.label_studio import *  # noqa: F403
-from label_studio.core.settings.label_studio import DATABASES
+# First, because Label Studio's settings read Django's while they load: what is there is this file.
+from core.settings.base import *  # noqa: F403
+from core.settings.label_studio import *  # noqa: F403
+from core.settings.label_studio import DATABASES
 
 DATABASES["default"]["OPTIONS"] = {
     "timeout": 120,  # seconds to wait for the lock
