@@ -157,6 +157,20 @@ def test_what_was_trained_is_saved_when_a_reward_fails(launch, tmp_path, stage):
     assert same(straight, Path("stopped"))
 
 
+def test_a_reward_that_fails_on_the_last_samples_takes_no_model_away(launch, tmp_path):
+    straight = launch("ppo", "straight")
+    (tmp_path / "failing_last.py").write_text(
+        REWARD + "\n\nN = [0]\n\n\ndef fails_last(prompts, completions, **columns):\n"
+        "    N[0] += 1\n"
+        "    if N[0] == 5:\n"  # samples, three updates, samples
+        "        raise ConnectionError('the reward server is gone')\n"
+        "    return courteous(prompts, completions)\n"
+    )
+    with pytest.raises(RewardError, match="the reward server is gone"):
+        launch("ppo", "failed", "reward=[{function: 'failing_last:fails_last'}]")
+    assert same(straight, Path("failed"))
+
+
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_resuming_after_the_last_step_trains_no_further(launch, stage):
     done = launch(stage, "done")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 from typer.testing import CliRunner
 
@@ -9,8 +11,9 @@ from align.cli import app
 from align.errors import ConfigError
 from align.feedback_cli import common
 from feedback.errors import LabelStudioError
-from feedback.labelstudio.journal import Project, add_project, projects
+from feedback.labelstudio.journal import Journal, Project, add_project, projects
 from feedback.labelstudio.push import push
+from feedback.labelstudio.session import AnnotatorSession, pair_result
 from feedback.store import FeedbackStore
 
 # The first test may have to install the server.
@@ -42,9 +45,14 @@ def test_the_whole_way(align, client, store, pairs, label, tmp_path):
     assert "12 tasks sent, 0 known" in align("push", "cli project")
     assert "0 tasks sent, 12 known" in align("push", "cli project")
     (project,) = projects(store, "cli project")
-    for item in items[:10]:
-        label(project, item, "a1", reason="r")
-        label(project, item, "a1")
+    tasks = Journal(store, project).tasks()
+    with AnnotatorSession(
+        client.url, f"{secrets.token_hex(4)}@example.org", "a-password-1"
+    ) as desk:
+        desk.join(client.invitation())
+        for item in items[:10]:
+            label(project, item, "a1", reason="r")
+            desk.submit(tasks[item.id], pair_result("a1"))
     assert "20 new" in align("pull", "cli project")
     assert "20 of 20 on the server" in align("pull", "cli project", "--full")
     assert "cli project" in align("status", url=False)

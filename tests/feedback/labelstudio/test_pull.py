@@ -55,7 +55,7 @@ def test_a_person_who_answers_a_task_twice_has_one_vote_the_last(client, store, 
     votes = [c for c in store.comparisons() if c.pair == items[0].id]
     assert [c.strength for c in votes] == [2]
     assert [row["reason"] for row in aside(store, project).values()] == [
-        f"{votes[0].annotator} answered again: annotation {again} counts"
+        f"{votes[0].annotator} answered the task again: annotation {again} counts"
     ]
     assert pull(client, store, project, full=True).quarantined == 0
 
