@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from align.ppo.actor_critic import build_actor_critic
 from align.ppo.advantages import (
     ESTIMATORS,
     estimate_advantages,
@@ -12,7 +13,7 @@ from align.ppo.advantages import (
     rewards_to_go,
     shape_rewards,
 )
-from align.ppo.experience import Shaping, shape_scores
+from align.ppo.experience import Shaping, make_experience, shape_scores
 from align.ppo.objectives import aggregation_weights, kl_loss, policy_loss
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -150,3 +151,21 @@ def test_the_kl_as_a_loss():
     assert k3.item() == pytest.approx((torch.tensor(-0.5).exp().item() - 1 + 0.5) / 2, rel=1e-5)
     with pytest.raises(ValueError, match="k2 or k3"):
         kl_loss(logprobs, reference, torch.ones(1, 2), "k1")
+
+
+def test_whitening_leaves_the_critics_targets_alone(tiny_llama, make_rollout):
+    """The returns are those of the advantages before whitening: what the rewards really sum to."""
+    model, rollout = build_actor_critic(tiny_llama(seed=2)), make_rollout()
+    made = [
+        make_experience(
+            rollout,
+            [5.0, -1.0, 2.0, 8.0],
+            model,
+            tiny_llama(seed=2),
+            kl_coef=0.05,
+            shaping=Shaping(whiten_advantages=whiten, missing_eos_penalty=0.0),
+        )[0]
+        for whiten in (False, True)
+    ]
+    assert torch.equal(made[0].returns, made[1].returns)
+    assert not torch.allclose(made[0].advantages, made[1].advantages, atol=0.1)
