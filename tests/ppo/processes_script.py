@@ -20,13 +20,13 @@ from reward.combine import RewardTerm
 
 
 class ByPrompt(TransformersSampler):
-    """Draws with numbers that each prompt has of its own, whoever draws and beside whom."""
+    """Draws with numbers and a length that each prompt has of its own, beside whomever."""
 
     def draw(self, prompts, group_size=1, max_new_tokens=None):
         drawn = []
         for ids in prompts:
             self.seed = zlib.crc32(str(ids).encode())
-            drawn += super().draw([ids], group_size, max_new_tokens)
+            drawn += super().draw([ids], group_size, 2 + self.seed % 5)
         return drawn
 
 

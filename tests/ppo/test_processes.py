@@ -78,7 +78,13 @@ def test_two_processes_train_as_one_with_twice_the_batch(launch, policy_dir, tmp
     assert facts["one", 0]["kl"] != 0.1
     assert facts["two", 0]["seed"] != facts["two", 1]["seed"]  # ranks draw numbers of their own
     logs = [facts[name, 0]["log"] for name in ("one", "two")]
-    kept = ("reward/mean", "reward/vowels", "kl/reference", "rollout/length_mean", "value/mean")
+    kept = (
+        "reward/mean",
+        "reward/vowels",
+        "kl/reference",
+        "rollout/length_mean",
+        "reward/kl_shaped",
+    )
     assert sum("reward/mean" in row for row in logs[0]) >= 3
     for alone, shared in zip(*logs, strict=True):
         assert (set(kept) & set(shared)) == (set(kept) & set(alone))
