@@ -42,7 +42,7 @@ def main() -> None:
         output_dir=str(out), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True,
         save_strategy="no", optim="sgd", learning_rate=0.5, lr_scheduler_type="constant",
         rollout_batch_size=rows, per_device_train_batch_size=rows, total_episodes=8 * 3,
-        ppo_epochs=2, kl_coef=0.1, kl_controller="adaptive", kl_target=0.01, kl_horizon=50,
+        ppo_epochs=2, kl_coef=0.1, kl_controller="adaptive", kl_target=2.2, kl_horizon=50,
         seed=3,
     )  # fmt: skip
     trainer = PPOTrainer(
