@@ -36,6 +36,7 @@ import yaml
 
 from align.config.stages import StageConfig
 from align.errors import Interrupted, RunError
+from align.processes import first_process, processes
 from align.provenance import describe_device, git_state, versions
 from align.same import check_same
 
@@ -123,7 +124,7 @@ def open_run(
         return
     if resume and not config.run.dir:
         raise RunError("--resume: run.dir is not set. Fix: add run.dir=<the run to continue>.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not config.run.dir:
+    if processes() > 1 and not config.run.dir:
         raise RunError(
             "several processes were started and share one run directory, but run.dir is not set. "
             "Fix: set run.dir."
@@ -176,11 +177,6 @@ def open_run(
             raise
         else:
             run.update(status="completed", finished=now())
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the first of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _end(run: Run, **values: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from align.data.rows import BadRow
 from align.errors import DataError
+from align.processes import first_process
 
 SHOWN = 5  # bad rows an error names
 
@@ -40,7 +40,7 @@ def settle_bad_rows(
         )
     if not bad or path is None:
         return False
-    if int(os.environ.get("RANK", "0")) == 0:  # every process of a launch reads the same data
+    if first_process():  # every process of a launch reads the same data
         _write(bad, path)
     return True
 

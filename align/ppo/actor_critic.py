@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -221,9 +222,15 @@ def _copy_head(classifier: PreTrainedModel, head: nn.Linear, path: str) -> None:
 def _load_critic(folder: Path, head: nn.Linear, backbone: nn.Module | None) -> None:
     modules = {"value_head": head, "value_backbone": backbone}
     state: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
-    for key, tensor in load_file(folder / CRITIC).items():
+    try:
+        saved = load_file(folder / CRITIC)
+    except SafetensorError as error:
+        raise ModelError(
+            f"value.init: {folder / CRITIC} is damaged ({error}). Fix: set value.init=zero."
+        ) from None
+    for key, tensor in saved.items():
         part, _, name = key.partition(".")
-        state[part][name] = tensor
+        state.setdefault(part, {})[name] = tensor
     if bool(state["value_backbone"]) != (backbone is not None):
         kind = "a separate" if state["value_backbone"] else "a shared"
         raise ModelError(

@@ -6,13 +6,13 @@ PPO's own are in `align.ppo.config`, online DPO's in `align.ppo.online_dpo`.
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from align.errors import ConfigError, Problem
+from align.processes import processes
 
 
 @dataclass
@@ -73,8 +73,7 @@ class RolloutArguments(TrainingArguments):
     @property
     def updates(self) -> int:
         """Batches of rollouts; `total_episodes` counts over all processes."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        return max(1, self.total_episodes // (self.rollout_batch_size * world))
+        return max(1, self.total_episodes // (self.rollout_batch_size * processes()))
 
     @property
     def bounds(self) -> Mapping[str, str]:
@@ -102,7 +101,7 @@ class RolloutArguments(TrainingArguments):
         else:
             found += self._whole_steps()
         found += outside(self, self.bounds)
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = processes()
         if 1 <= self.total_episodes < self.rollout_batch_size * world:
             found.append(
                 Problem(

@@ -106,16 +106,21 @@ def refuse_truncation(sampler: Sampler) -> None:
     Raises:
         ConfigError: top-p, top-k, min-p or a least length cut the distribution.
     """
-    engine = getattr(sampler, "engine", sampler)  # an environment's
-    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "min_new_tokens": 0}
-    what = "truncates the distribution, and the gradient cannot be corrected."
-    problems = [
-        Problem(f"rollout.{name}", f"{getattr(engine, name)} {what}", f"use {name}: {value} here.")
-        for name, value in off.items()
-        if (getattr(engine, name, None) or value) != value
-    ]
+    problems = truncations(getattr(sampler, "engine", sampler))  # an environment's
     if problems:
         raise ConfigError(problems)
+
+
+def truncations(sampling: object) -> list[Problem]:
+    """What a sampler, or a configuration of one, cuts off the distribution."""
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "min_new_tokens": 0}
+    what = "truncates the distribution, and the gradient cannot be corrected."
+    values = {name: getattr(sampling, name, None) or off[name] for name in off}
+    return [
+        Problem(f"rollout.{name}", f"{value} {what}", f"use {name}: {off[name]} here.")
+        for name, value in values.items()
+        if value != off[name]
+    ]
 
 
 def refuse_sharding(trainer: transformers.Trainer) -> None:

@@ -40,7 +40,8 @@ from align.errors import (
     RewardError,
     SamplerError,
 )
-from align.run import Run, fingerprint, first_process, write_json
+from align.processes import first_process, process_index
+from align.run import Run, fingerprint, write_json
 from align.signals import Limits, StopRules, Watch
 from align.signals.callback import SignalsCallback
 from feedback.agreement import wilson
@@ -190,7 +191,7 @@ def build_guards(
             run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
             rows = examples(section.data, section.samples)
         if section.type == "replay":
-            seed = index + 7919 * int(os.environ.get("RANK", "0"))  # each process replays others
+            seed = index + 7919 * process_index()  # each process replays others
             guards.append(Replay(rows, loss_fn, section.strength, section.batch_size, seed=seed))
             continue
         if section.artefact:

@@ -20,8 +20,9 @@ from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import GRPOTrainer, RLOOTrainer
 from align.errors import DataError
 from align.ppo.trl_reward import TRLReward
+from align.processes import first_process
 from align.rollout.transformers import TransformersSampler, end_ids
-from align.run import Run, fingerprint, first_process, read_jsonl
+from align.run import Run, fingerprint, read_jsonl
 from align.stages.common import (
     build_guards,
     load_data,

@@ -20,10 +20,11 @@ from align.engine.models import freeze, load_policy, peft_config
 from align.errors import DataError
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.rewards import RewardScorer
+from align.processes import first_process
 from align.rollout.best_of import take
 from align.rollout.open import in_environment, open_sampler
 from align.rollout.transformers import TransformersSampler
-from align.run import Run, append_jsonl, fingerprint, first_process, read_jsonl
+from align.run import Run, append_jsonl, fingerprint, read_jsonl
 from align.stages.common import (
     build_guards,
     load_data,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from align.config.stages import OnPolicyStage, PPOStage
 from align.errors import ConfigError, Problem
 from align.ppo.actor_critic import CRITIC
 from align.ppo.advantages import CRITICS, ESTIMATORS
+from align.ppo.checks import truncations
+from align.processes import processes
 from align.rollout.open import check_rollout
 from align.stages.preflight import VIRTUAL_TOKENS, is_classifier, model_fault
 
@@ -43,11 +44,7 @@ def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:
                 "lower it.",
             )
         )
-    for name, off in (("top_p", 1.0), ("top_k", 0), ("min_new_tokens", 0)):
-        value = getattr(rollout, name)
-        if value != off:
-            what = f"{value} truncates the distribution, and the gradient cannot be corrected."
-            problems.append(Problem(f"rollout.{name}", what, f"use {name}: {off} here."))
+    problems += truncations(rollout)
     if problems:
         raise ConfigError(problems)
 
@@ -58,14 +55,14 @@ def check_engine(config: OnPolicyStage) -> None:
     Raises:
         ConfigError: with every problem found.
     """
-    rollout, processes = config.rollout, int(os.environ.get("WORLD_SIZE", "1"))
+    rollout, world = config.rollout, processes()
     problems = check_rollout(rollout, config.peft, config.model.quantization)
     if config.trainer.get("rollouts_ahead") and rollout.engine != "vllm-server":
         what = f"the {rollout.engine} sampler computes where the policy trains."
         fix = "set rollout.engine=vllm-server, or rollouts_ahead=false."
         problems.append(Problem("trainer.rollouts_ahead", what, fix))
-    if processes > 1 and rollout.engine == "vllm-server" and rollout.vllm.url is None:
-        what = f"{processes} processes need one server that all of them reach."
+    if world > 1 and rollout.engine == "vllm-server" and rollout.vllm.url is None:
+        what = f"{world} processes need one server that all of them reach."
         fix = "start `vllm serve` (docs/rollout.md) and name it."
         problems.append(Problem("rollout.vllm.url", what, fix))
     if problems:
@@ -129,13 +126,16 @@ def check_value(value: ValueSection, peft: PeftSection | None, model: ModelSecti
         raise ConfigError(problems)
 
 
-def other_tokens(first: str, second: str) -> bool:
-    """Whether two tokenizers give other numbers to tokens; False where one cannot be read."""
+def other_tokens(critic: str, policy: str) -> bool:
+    """Whether a policy has tokens that a critic knows under other numbers or not at all.
+
+    False where a tokenizer cannot be read: who loads it says more.
+    """
     try:
-        tables = [AutoTokenizer.from_pretrained(path).get_vocab() for path in (first, second)]
+        known, used = (AutoTokenizer.from_pretrained(p).get_vocab() for p in (critic, policy))
     except (OSError, ValueError):
-        return False  # who loads it will say more
-    return any(tables[1].get(token, number) != number for token, number in tables[0].items())
+        return False
+    return any(known.get(token) != number for token, number in used.items())
 
 
 def check_critic(config: PPOStage) -> None:
