@@ -173,6 +173,9 @@ def test_a_saved_critic_goes_on(tiny_llama, make_rollout, tmp_path, backbone):
         build_actor_critic(tiny_llama(), backbone=other, init=str(tmp_path))
     with pytest.raises(ModelError, match="not of this policy's shape"):
         build_actor_critic(tiny_llama(hidden_size=64), backbone=backbone, init=str(tmp_path))
+    (tmp_path / "value.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(ModelError, match=r"value\.safetensors is damaged"):
+        build_actor_critic(tiny_llama(), backbone=backbone, init=str(tmp_path))
 
 
 def test_the_critic_of_an_adapted_policy_is_a_plain_trainable_copy(tiny_llama):

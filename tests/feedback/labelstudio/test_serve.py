@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -87,6 +88,12 @@ def test_nobody_else_may_read_the_folder_or_the_token(server):
     lines = command_lines()
     assert servers(server.port)
     assert not [words for words in lines.values() if any(s in w for s in secrets for w in words)]
+
+
+def test_its_database_lets_people_write_at_the_same_time(server):
+    """Proof that the server runs with our settings and not with Label Studio's own."""
+    with sqlite3.connect(server.folder / "label_studio.sqlite3") as database:
+        assert database.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
 def test_a_server_ends_with_its_command(serve, tmp_path, free_port):

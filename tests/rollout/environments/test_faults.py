@@ -72,6 +72,7 @@ def broken(counter) -> type:
     [
         (ValueError("bad move"), r"step raised ValueError: bad move"),
         (("a", 1.0, True), r"step returned tuple\. Fix: return .*Step"),
+        (Step("x", reward=None), r"step gave a reward of None"),
         (Step("x", reward=float("nan")), r"step gave a reward of nan"),
         (Step(reward=1.0), r"step neither ended the episode nor returned an observation"),
         (Step(["x"]), r"step showed \['x'\]; text, or messages"),
