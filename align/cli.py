@@ -7,12 +7,9 @@ immediate. Exit codes belong to the errors (`align.errors`): docs/cli.md.
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +18,7 @@ from rich.console import Console
 from align import __version__
 from align.errors import AlignError, ConfigError
 from align.feedback_cli import app as feedback_app
+from align.interrupts import end_on_sigterm
 from align.quiet import quiet_libraries
 from align.reward_cli import TRAIN
 from align.reward_cli import app as reward_app
@@ -56,8 +54,7 @@ def run_stage(
     from align.run import open_run
 
     loaded = load_config(STAGES[stage], config, overrides)
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # while training, `StopSignals` takes over
+    end_on_sigterm()  # while training, `StopSignals` takes over
     module = importlib.import_module(f"align.stages.{stage}")
     with open_run(loaded, resume=resume, dry_run=dry_run) as run:
         module.run(loaded, run, resume=resume, dry_run=dry_run)
@@ -220,11 +217,6 @@ def doctor() -> None:
 def version() -> None:
     """Print Align's version."""
     print(__version__)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM before or after training ends a command as Ctrl-C does, its status written."""
-    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

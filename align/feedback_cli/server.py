@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-from contextlib import suppress
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import urlsplit
 
@@ -26,6 +23,7 @@ from align.feedback_cli.common import (
     table_of,
     title,
 )
+from align.interrupts import end_on_sigterm
 
 if TYPE_CHECKING:
     from feedback.quality.disagreement import Order
@@ -46,8 +44,7 @@ def serve(
     from feedback.labelstudio.server import LabelStudioServer
 
     server = LabelStudioServer(data, port, host, local_webhooks=local_webhooks)
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     try:
         login = server.start(lambda line: say(line, err))
         say(f"Label Studio: {login.url}")
@@ -58,11 +55,6 @@ def serve(
         server.wait()
     finally:
         server.stop()
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the command as Ctrl-C does: with the server."""
-    raise KeyboardInterrupt
 
 
 @app.command()

@@ -11,39 +11,28 @@ import torch
 import transformers
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
+from transformers import PreTrainedTokenizerBase
 
 from align.config.load import resolve_trainer_args, trainer_class_of
-from align.config.sections import GuardSection, ModelSection, SignalsSection
+from align.config.sections import GuardSection, ModelSection
 from align.config.stages import TrainingStage
 from align.data import Splits, fit_length, load_splits
 from align.data.rows import Kind
 from align.engine.checkpoint import (
-    MANIFEST,
-    CheckpointCallback,
-    check_space,
     disk_errors,
-    load_state,
-    newest_valid,
     write_manifest,
 )
 from align.engine.guards.base import Batch, Guard
 from align.engine.guards.ewc import EWC, LossFn, estimate_fisher, load_fisher, save_fisher
 from align.engine.guards.replay import Replay
-from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
 from align.engine.tokenizer import load_tokenizer
 from align.errors import (
     ConfigError,
-    Interrupted,
     MissingDependencyError,
     Problem,
-    RewardError,
-    SamplerError,
 )
 from align.processes import first_process, process_index
 from align.run import Run, fingerprint, write_json
-from align.signals import Limits, StopRules, Watch
-from align.signals.callback import SignalsCallback
 from feedback.agreement import wilson
 
 console = Console(stderr=True, quiet=not first_process())
@@ -202,133 +191,6 @@ def build_guards(
             save_fisher(run.path / "guards" / f"fisher-{index}.safetensors", fisher)
         guards.append(EWC(section.strength, fisher))
     return guards
-
-
-def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> None:
-    """Run a trainer with our callbacks, resuming from the newest checkpoint that verifies.
-
-    Raises:
-        Interrupted: after a signal; the checkpoint has been written.
-        CheckpointError: the disk is full, or no checkpoint can be resumed from.
-        NonFiniteError: per `tracking.non_finite`.
-    """
-    keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # we rotate
-    trainer.finite_folder, trainer.non_finite = run.path, config.tracking.non_finite
-    signals, watch = StopSignals(), watch_of(config, run)
-    metrics = MetricsCallback(run, console, watch.note if watch else None)
-    lineage = {"run": run.path.name, "parents": run.record.get("parents", [])}
-
-    def state() -> dict[str, Any]:
-        guards = [guard.state_dict() for guard in trainer.guards]  # two may share a name
-        extra = trainer.extra_state() if hasattr(trainer, "extra_state") else {}
-        return {"guards": guards, "trainer": extra, "signals": watch and watch.state_dict()}
-
-    callbacks: list[TrainerCallback] = [
-        GradientCheck(config.tracking.non_finite),
-        StopCallback(signals),
-        *([watch] if watch else []),
-        metrics,
-        CheckpointCallback(state, keep, lineage),
-    ]
-    trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    checkpoint = _resume_point(trainer, run, watch) if resume else None
-    check_space(run.path, _checkpoint_bytes(trainer))
-    try:
-        with signals.listening(), disk_errors(run.path):
-            if checkpoint and (_finished(checkpoint) or (watch and watch.stopped)):
-                _load_finished(trainer, checkpoint)
-            else:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (SamplerError, RewardError) as error:
-        saved = save_now(trainer)
-        if saved:
-            error.add_note(f"{saved} was saved. Continue with the same command and --resume.")
-        raise
-    finally:
-        metrics.close()
-    if signals.received:
-        step = trainer.state.global_step
-        raise Interrupted(
-            f"stopped by {signals.received} after step {step}; the checkpoint is in "
-            f"{run.checkpoints}. Continue with the same command and --resume."
-        )
-    if watch and watch.stopped:
-        run.finish(stopped=watch.stopped)
-    if trainer.skipped_batches:
-        run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
-
-
-def save_now(trainer: Any) -> Path | None:
-    """Write a checkpoint of the last whole step, when something outside failed between two steps.
-
-    Not with several processes: the others need not have failed, and would be waited for in vain.
-
-    Returns:
-        The checkpoint, or None where nothing was trained since the last one.
-    """
-    step = trainer.state.global_step
-    if trainer.args.world_size > 1:
-        return None
-    folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
-    if step == 0 or trainer.args.save_strategy == "no" or (folder / MANIFEST).is_file():
-        return None
-    trainer._save_checkpoint(trainer.model, trial=None)
-    trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-    return folder
-
-
-def watch_of(config: TrainingStage, run: Run) -> SignalsCallback | None:
-    """The alarms of a stage that has a `signals` section, unless it is off."""
-    section: SignalsSection | None = getattr(config, "signals", None)
-    if section is None or not section.enabled:
-        return None
-    limits = Limits(**section.model_dump(exclude={"enabled", "stop"}))
-    rules = StopRules(section.stop.kl_budget, section.stop.lower_bound_drop, (*section.stop.on,))
-    return SignalsCallback(run, Watch(limits), rules, console)
-
-
-def _resume_point(trainer: Any, run: Run, watch: SignalsCallback | None) -> Path | None:
-    checkpoint, passed = newest_valid(run.checkpoints)
-    for reason in passed:
-        run.warn(f"passed over: {reason}")
-        console.print(f"[yellow]passed over:[/] {reason}")
-    if checkpoint is None:
-        console.print("no checkpoint yet: starting from the beginning")
-        return None
-    state = load_state(checkpoint, trainer.args.process_index)
-    for guard, saved in zip(trainer.guards, state["guards"], strict=True):
-        guard.load_state_dict(saved)
-    if hasattr(trainer, "load_extra_state"):
-        trainer.load_extra_state(state["trainer"])
-    if watch and state.get("signals"):
-        watch.load_state_dict(state["signals"])
-    console.print(f"resuming from {checkpoint}")
-    return checkpoint
-
-
-def _finished(checkpoint: Path) -> bool:
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state.max_steps > 0 and state.global_step >= state.max_steps
-
-
-def _load_finished(trainer: Any, checkpoint: Path) -> None:
-    """Take the weights of a training that had reached its last step.
-
-    transformers, asked to resume there in the middle of an epoch, would train one step more.
-    """
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def _checkpoint_bytes(trainer: Any) -> int:
-    """Weights once more, and two optimizer moments for what trains."""
-    parameters = list(trainer.model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    if getattr(trainer.args, "save_only_model", False) or trainer.args.save_strategy == "no":
-        return weights
-    return weights + 2 * sum(4 * p.numel() for p in parameters if p.requires_grad)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

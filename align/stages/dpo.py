@@ -36,12 +36,12 @@ from align.stages.common import (
     open_tokenizer,
     save_model,
     seed_everything,
-    train,
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.preflight import build_trainer, check_start, loading
 from align.stages.sft import sequence_nll
+from align.stages.training import train
 from feedback.agreement import wilson
 from reward.preferences import SOFT_LABEL, is_tie
 

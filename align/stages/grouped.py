@@ -30,7 +30,6 @@ from align.stages.common import (
     open_tokenizer,
     save_model,
     seed_everything,
-    train,
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
@@ -47,6 +46,7 @@ from align.stages.on_policy_checks import check_signals
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
+from align.stages.training import train
 
 GroupedStage = GRPOStage | RLOOStage
 

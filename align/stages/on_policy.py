@@ -32,7 +32,6 @@ from align.stages.common import (
     open_tokenizer,
     save_model,
     seed_everything,
-    train,
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
@@ -40,6 +39,7 @@ from align.stages.on_policy_checks import check_engine, check_sampling, check_si
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
+from align.stages.training import train
 from align.types import Rollout, Sampler, SyncedSampler
 
 

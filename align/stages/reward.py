@@ -33,11 +33,11 @@ from align.stages.common import (
     open_tokenizer,
     save_model,
     seed_everything,
-    train,
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.preflight import build_trainer, check_model, check_start, loading
+from align.stages.training import train
 from reward.losses import preference_loss
 from reward.model import RewardModel, fit_normalisation, write_normalisation
 from reward.preferences import SOFT_LABEL, is_tie

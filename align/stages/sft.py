@@ -26,11 +26,11 @@ from align.stages.common import (
     open_tokenizer,
     save_model,
     seed_everything,
-    train,
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.preflight import build_trainer, check_start, loading
+from align.stages.training import train
 
 
 def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
