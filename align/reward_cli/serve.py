@@ -1,4 +1,4 @@
-"""`align reward CONFIG` trains a reward model; `align reward serve` serves rewards to others."""
+"""`align reward serve`: reward models and reward functions over HTTP."""
 
 from __future__ import annotations
 
@@ -9,30 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from align.errors import ConfigError, Problem
 
-TRAIN = "train"
+app = typer.Typer()
 err = Console(stderr=True)
-
-
-class StageGroup(TyperGroup):
-    """Takes a first argument that is no sub-command for the configuration to train with."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the training command in where none is named."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = [TRAIN, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    cls=StageGroup,
-    subcommand_metavar="CONFIG [OVERRIDES]... | serve TARGETS...",
-    help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
-    "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
-)
 
 
 @app.command()
