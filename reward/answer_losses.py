@@ -150,7 +150,7 @@ def aggregate_steps(step_scores: Tensor, mask: Tensor | None = None, how: How = 
         step_scores: (B, S) log-odds that the step is right.
         mask: (B, S), 1 on real steps; all without it.
         how: "min" the worst step's P(right), "prod" that of all steps together (Lightman et al.
-            2023, section 2.6, compare both), "last" the last real step's, "mean" their mean.
+            2023, section 2.6), "last" the last real step's, "mean" their mean.
 
     Returns:
         (B,) log-probabilities: products of many steps stay apart. NaN without any step.
@@ -172,5 +172,6 @@ def aggregate_steps(step_scores: Tensor, mask: Tensor | None = None, how: How = 
         found = logs.gather(-1, last.clamp(min=0)).squeeze(-1)
     else:
         low = torch.finfo(logs.dtype).min
-        found = logs.masked_fill(~kept, low).logsumexp(dim=-1) - kept.sum(dim=-1).log()
+        count = kept.sum(dim=-1).to(logs.dtype)  # the logarithm of an integer is float32
+        found = logs.masked_fill(~kept, low).logsumexp(dim=-1) - count.log()
     return found.masked_fill(~kept.any(dim=-1), float("nan"))

@@ -63,7 +63,9 @@ def generative_term(
         return masked_mean(-precise(logps), kept)
     total = _total(logps, kept)
     if rejected_logps is not None:
-        total = total - _total(rejected_logps, real(rejected_mask, rejected_logps, "rejected_logps"))
+        total = total - _total(
+            rejected_logps, real(rejected_mask, rejected_logps, "rejected_logps")
+        )
     if reference_margins is not None:
         same_shape("reference_margins", reference_margins, "the answers", total)
         total = total - reference_margins.to(total.dtype)
@@ -107,7 +109,7 @@ def simcse_term(first: Tensor, second: Tensor, temperature: float = 0.05) -> Ten
 
     -log(exp(cos(h_i, h'_i) / t) / sum_j exp(cos(h_i, h'_j) / t)), Gao et al. (2021), arXiv
     2104.08821, eq. 1. For reward models Wang et al. (2024), "Secrets of RLHF II", arXiv 2401.06080,
-    section 3.1, take as h the difference of chosen and rejected embeddings, or both of them.
+    take as h the difference of chosen and rejected embeddings, or the embeddings themselves.
 
     Args:
         first: (N, H) of one forward pass.

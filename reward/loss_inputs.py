@@ -1,4 +1,4 @@
-"""What every loss does with its inputs: enough precision, and shapes that cannot broadcast by chance.
+"""What every loss does with its inputs: enough precision, and shapes that cannot broadcast.
 
 A column (B, 1) beside a row (B,) would make (B, B) losses without a word, so shapes are compared.
 Values are not: on a GPU that would stop the queue at every step.

@@ -175,8 +175,8 @@ def focal_weights(margins: Tensor, gamma: float, soft_labels: Tensor | None = No
     """Weights that turn to the pairs which the model gets wrong; times the loss, the focal loss.
 
     (1 - sigmoid(d))^gamma, Lin et al. (2017), arXiv 1708.02002, eq. 4; with soft labels
-    |p - sigmoid(d)|^gamma, Li et al. (2020), arXiv 2006.04388, eq. 4, the same at p = 1. As in
-    both papers gradients flow through the weights; `.detach()` them for plain weights.
+    |p - sigmoid(d)|^gamma, Li et al. (2020), arXiv 2006.04388, the same at p = 1. As in both papers
+    gradients flow through the weights; `.detach()` them for plain weights.
 
     Args:
         margins: (B,) d.
@@ -203,7 +203,7 @@ def class_weights(labels: Tensor, beta: float = 1.0) -> Tensor:
     """A weight for each class of pairs, so that rare classes (a topic, a source, ties) count more.
 
     One over the effective number (1 - beta^n) / (1 - beta) of a class with n pairs, Cui et al.
-    (2019), arXiv 1901.05555, eq. 3; beta = 1 is 1/n, beta = 0 weighs all alike. The mean weight of
+    (2019), arXiv 1901.05555; beta = 1 is 1/n, beta = 0 weighs all alike. The mean weight of
     a pair is 1, so that the learning rate keeps its meaning; the paper's weights sum to the number
     of classes instead.
 
@@ -250,10 +250,10 @@ def cost_weights(costs: Tensor) -> Tensor:
 
 
 def centring_term(chosen: Tensor, rejected: Tensor, coefficient: float = 0.01) -> Tensor:
-    """coefficient (r(chosen) + r(rejected))^2, which holds the mean reward at 0; (B,).
+    """Coefficient (r(chosen) + r(rejected))^2, which holds the mean reward at 0; (B,).
 
     Preferences leave a constant per prompt open; this fixes it. Eisenstein et al. (2023), arXiv
-    2312.09244, section 2; TRL's `center_rewards_coefficient`.
+    2312.09244; TRL's `center_rewards_coefficient`.
 
     Args:
         chosen: (B,) rewards.

@@ -85,11 +85,11 @@ def tie_start(share: float) -> float:
 def _rao_kupper(margins: Tensor, threshold: Tensor) -> Tensor:
     """Log-probabilities of win, tie and loss, (B, 3)."""
     raw = threshold.to(margins.dtype)
-    log_theta = nn.functional.softplus(raw)
+    log_theta = torch.logaddexp(raw, torch.zeros_like(raw))
     win = nn.functional.logsigmoid(margins - log_theta)
     loss = nn.functional.logsigmoid(-margins - log_theta)
     # P(tie) = (theta^2 - 1) P(win) P(loss), and theta^2 - 1 = (theta - 1) (theta + 1).
-    tie = raw + (raw.exp() + 2).log() + win + loss
+    tie = raw + torch.logaddexp(raw, torch.full_like(raw, math.log(2))) + win + loss
     return torch.stack([win, tie, loss], dim=-1)
 
 
