@@ -174,7 +174,11 @@ class RewardSourceSection(Section):
     normalise: bool | Literal["running", "group"] = True
     clip: float | None = Field(default=None, gt=0)  # to [-clip, clip], once normalised
     gold: bool = False  # logged as gold/<name>, never trained on
-    mode: Literal["mean", "lower_bound", "worst"] = "lower_bound"  # of an ensemble
+    # how a reward model knows its own doubt: members of `ensemble`, or of the one at `path`
+    posterior: Literal["ensemble", "heads", "laplace", "dropout"] | None = None
+    dropout: float | None = Field(default=None, gt=0, lt=1)  # of pooled features; unset: its own
+    samples: int = Field(default=16, ge=2)  # masks of `posterior: dropout`
+    mode: Literal["mean", "lower_bound", "worst"] = "lower_bound"  # of a posterior
     pessimism: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # stds below the mean
     timeout: float | None = Field(default=600.0, gt=0)  # seconds of one call of a function
     retries: int = Field(default=0, ge=0)  # further calls after an error or a time-out
