@@ -23,6 +23,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ from align.data import load_splits
 from align.data.rows import plain_text, prompt_key
 from align.data.split import position_of
 from align.engine.create import create_model
+from align.errors import DataError
 from align.evaluate.significance import seeds_interval
 from align.run import open_run
 from align.stages import reward as reward_stage
 from benchmarks.paired import machine, versions
 from benchmarks.soft_labels import MODEL, VOCABULARY, warm_up_rows
 from feedback.aggregate import by_pair
-from reward.calibrate import split_calibration
+from reward.calibrate import Temperature
+from reward.calibration_check import check_calibration
 from reward.metrics import accuracy, calibration_error, fit_length_rule, length_margins, log_loss
 from reward.model import RewardModel
 from reward.preferences import preferences
@@ -231,9 +234,11 @@ def measure(model: RewardModel, rows: Sequence[Row], seed: int) -> Json:
         "ece": calibration_error(margins, seed=seed).ece,
         "n": len(rows),
     }
-    fitted = split_calibration(margins, keys, seed=seed)
-    found |= {"ece_before": fitted.before.ece, "ece_after": fitted.after.ece}
-    found["temperature"] = fitted.temperature
+    with suppress(DataError):  # no temperature helps margins that point nowhere
+        calibration, check = check_calibration(margins, groups=keys, seed=seed)
+        assert isinstance(calibration, Temperature)
+        found |= {"ece_before": check.before.ece.value, "ece_after": check.after.ece.value}
+        found |= {"ece_of_calibrated": check.after.expected, "temperature": calibration.temperature}
     wrong = margins <= 0
     if len(each) > 1 and 0 < wrong.sum() < len(wrong):
         found["disagreement_auroc"] = float(roc_auc_score(wrong, each.std(axis=0)))

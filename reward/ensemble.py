@@ -17,9 +17,9 @@ from torch import Tensor
 from feedback.schema import Text
 from reward.errors import RewardError
 from reward.functions import RewardFn, call_reward
-from reward.model import RewardModel
 from reward.posterior import EnsemblePosterior
 from reward.posterior_reward import Mode, PosteriorReward
+from reward.process import load_reward
 
 
 def lower_bound(scores: Tensor, pessimism: float = 1.0) -> Tensor:
@@ -71,9 +71,7 @@ class EnsembleReward(PosteriorReward):
             )
         super().__init__(EnsemblePosterior(), self._read, mode=mode, pessimism=pessimism, name=name)
         self.members: list[Callable[..., Any]] = [
-            RewardModel.load(member, normalise=normalise)
-            if isinstance(member, str | Path)
-            else member
+            load_reward(member, normalise=normalise) if isinstance(member, str | Path) else member
             for member in members
         ]
 

@@ -15,8 +15,9 @@ from align.types import RewardFn
 from reward.combine import RewardTerm, Schedule
 from reward.ensemble import EnsembleReward
 from reward.functions import load_reward_function, reward_name
-from reward.model import RewardModel, statistics_of
+from reward.model import statistics_of
 from reward.posterior_reward import kind_fault, load_posterior_reward
+from reward.process import load_reward
 
 
 def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
@@ -152,8 +153,8 @@ def open_reward(section: RewardSourceSection) -> tuple[str, RewardFn]:
             name=section.name,
         )
         return reward.__name__, reward
-    model = RewardModel.load(str(section.path), normalise=own)
-    return section.name or model.name, model
+    model = load_reward(str(section.path), normalise=own)
+    return section.name or model.__name__, model
 
 
 def open_rewards(sections: Sequence[RewardSourceSection]) -> RewardScorer:
