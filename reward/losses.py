@@ -131,8 +131,10 @@ def pair_loss(
     if soft_labels is not None:
         same_shape("soft_labels", soft_labels, "margins", margins)
         return preference_loss(margins, soft_labels.to(margins.dtype))
-    if isinstance(margin, Tensor) and margin.dim():
-        same_shape("margin", margin, "margins", margins)
+    if isinstance(margin, Tensor):
+        if margin.dim():
+            same_shape("margin", margin, "margins", margins)
+        margin = margin.to(margins.dtype)
     right = -nn.functional.logsigmoid(margins - margin if has_margin else margins)
     if not label_smoothing:
         return right

@@ -185,6 +185,8 @@ def test_half_precision_is_computed_in_float32():
     assert pair_loss(margins).dtype == torch.float32
     assert torch.equal(pair_loss(margins), pair_loss(margins.float()))
     assert pair_loss(margins.double()).dtype == torch.float64
+    margin = torch.ones(2, dtype=torch.float64)  # as a data set's column may come
+    assert pair_loss(margins, margin=margin, label_smoothing=0.1).dtype == torch.float32
     assert centring_term(margins, margins).dtype == torch.float32
     assert focal_weights(margins, 2.0, torch.ones(2)).dtype == torch.float32
 
