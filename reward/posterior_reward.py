@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from feedback.schema import Text
@@ -122,41 +121,33 @@ def posterior_of(
     Raises:
         ModelError: the model has no such posterior.
     """
-    if kind == "heads":
-        if fault := kind_fault(model.model.config, kind):
-            raise ModelError(f"{model.name}: {fault}")
-        return (
-            EnsemblePosterior(),
-            lambda prompts, completions, **_: model.heads_scores(prompts, completions).T,
+
+    def features(prompts: list[Text], completions: list[Text], **columns: Any) -> Features:
+        return model.features(prompts, completions)
+
+    def heads(prompts: list[Text], completions: list[Text], **columns: Any) -> Features:
+        return model.heads_scores(prompts, completions).T
+
+    def masks(prompts: list[Text], completions: list[Text], **columns: Any) -> Features:
+        rows, padding = model.rows(prompts, completions), model.tokenizer.pad_token_id or 0
+        size = model.batch_size
+        return dropout_scores(
+            model.model, rows, padding, samples=samples, seed=seed, batch_size=size
         )
+
+    if kind not in get_args(Kind):
+        raise ModelError(f"a posterior is heads, laplace or dropout, not {kind!r}.")
+    if fault := kind_fault(model.model.config, kind, folder=folder, rate=rate):
+        raise ModelError(f"{model.name}: {fault}")
+    if kind == "heads":
+        return EnsemblePosterior(), heads
     if kind == "laplace":
         if folder is None:
             raise ModelError(f"{model.name}: name the folder that holds the Laplace posterior.")
-        head = head_parameters(model.model)
-        return LastLayerLaplace.load(
-            folder / STATE, head
-        ), lambda prompts, completions, **_: model.features(prompts, completions)
-    if kind != "dropout":
-        raise ModelError(f"a posterior is heads, laplace or dropout, not {kind!r}.")
-    if rate is not None:
-        weight, bias = head_parameters(model.model)
-        return DropoutPosterior(
-            weight, bias, rate, samples, seed
-        ), lambda prompts, completions, **_: model.features(prompts, completions)
-
-    def thinned(prompts: list[Text], completions: list[Text], **columns: Any) -> Tensor:
-        return dropout_scores(
-            model.model,
-            model.rows(prompts, completions),
-            model.tokenizer.pad_token_id or 0,
-            samples=samples,
-            seed=seed,
-            batch_size=model.batch_size,
-        )
-
-    if fault := kind_fault(model.model.config, kind):
-        raise ModelError(f"{model.name}: {fault}")
-    return EnsemblePosterior(), thinned
+        return LastLayerLaplace.load(folder / STATE, head_parameters(model.model)), features
+    if rate is None:
+        return EnsemblePosterior(), masks
+    return DropoutPosterior(*head_parameters(model.model), rate, samples, seed), features
 
 
 def load_posterior_reward(

@@ -40,6 +40,9 @@ def calibrate(
         float, typer.Option(min=0.01, max=0.99, help="Of the prompts that the fits see.")
     ] = 0.5,
     bins: Annotated[int, typer.Option(min=1, help="Of ECE and the reliability diagram.")] = 10,
+    bad_rows: Annotated[
+        Literal["strict", "quarantine"], typer.Option(help="Refuse bad rows, or leave them out.")
+    ] = "strict",
     limit: Annotated[int | None, typer.Option(min=2, help="First pairs only.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the intervals.")] = 0,
 ) -> None:
@@ -63,7 +66,7 @@ def calibrate(
         problems = [Problem("MODEL", what, "download the model, and name its folder.")]
     if problems:
         raise ConfigError(problems)
-    rows = read_pairs(data, limit)
+    rows = read_pairs(data, limit, bad_rows)
     prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
     fit = chosen_for_fit(prompts, fraction, seed)
     scorer = RewardModel.load(model, normalise=False)
@@ -91,8 +94,13 @@ def calibrate(
         print(fit_laplace(scorer, chosen, rejected, fit, folder))
 
 
-def read_pairs(data: str, limit: int | None = None) -> list[Row]:
+def read_pairs(data: str, limit: int | None = None, bad_rows: str = "strict") -> list[Row]:
     """Preference rows that name a better answer.
+
+    Args:
+        data: a file, or whatever else `data.train` takes.
+        limit: first rows only.
+        bad_rows: `strict` refuses them, `quarantine` leaves them out.
 
     Raises:
         DataError: the file cannot be read, or all its pairs are ties.
@@ -102,7 +110,9 @@ def read_pairs(data: str, limit: int | None = None) -> list[Row]:
     from reward.preferences import is_tie
 
     source = {"path": data, "limit": limit}
-    section = DataSection.model_validate({"train": source, "validation_fraction": 0.0})
+    section = DataSection.model_validate(
+        {"train": source, "validation_fraction": 0.0, "bad_rows": bad_rows}
+    )
     rows = [dict(row) for row in load_splits(section, "preference").train]
     decided = [row for row in rows if not is_tie(row)]
     if not decided:

@@ -89,3 +89,17 @@ def main_ok(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code in (0, None)
+
+
+def test_bad_rows_are_refused_or_left_out(own, pairs_file, tmp_path, capsys):
+    file = tmp_path / "bad.jsonl"
+    bad = json.dumps({"prompt": "Say: ", "chosen": "", "rejected": "mud"})
+    file.write_text(pairs_file.read_text() + bad + "\n")
+    arguments = ["reward", "calibrate", str(own), "--data", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 3
+    assert "1 of" in capsys.readouterr().err
+    main_ok([*arguments, "--bad-rows", "quarantine"])
+    assert (own / STATE / "calibration.json").is_file()
+    capsys.readouterr()

@@ -103,7 +103,7 @@ def test_what_is_refused(folder, trained, tiny_tokenizer, with_laplace):
         posterior_of(model, "heads")
     with pytest.raises(ModelError, match="names no dropout"):
         posterior_of(model, "dropout")
-    with pytest.raises(ModelError, match="no Laplace posterior"):
+    with pytest.raises(ModelError, match="there is no uncertainty/laplace"):
         posterior_of(model, "laplace", folder=folder.parent)
     with pytest.raises(ModelError, match="name the folder"):
         posterior_of(model, "laplace")
