@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from align.reward_cli import serve
+from align.reward_cli import average, evaluate, serve
 
 TRAIN = "train"
 
@@ -28,5 +28,5 @@ app = typer.Typer(
     help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
     "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
 )
-for part in (serve,):
+for part in (serve, evaluate, average):
     app.add_typer(part.app)
