@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from align.reward_cli import calibrate, serve
+from align.reward_cli import average, calibrate, evaluate, serve
 
 TRAIN = "train"
 
@@ -24,9 +24,9 @@ class StageGroup(TyperGroup):
 
 app = typer.Typer(
     cls=StageGroup,
-    subcommand_metavar="CONFIG [OVERRIDES]... | serve TARGETS...",
+    subcommand_metavar="CONFIG [OVERRIDES]... | COMMAND ...",
     help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
     "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
 )
-for part in (serve, calibrate):
+for part in (serve, evaluate, calibrate, average):
     app.add_typer(part.app)
