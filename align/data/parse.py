@@ -119,7 +119,7 @@ def _parse_ranking(row: Values) -> Example:
         join(prompt, read_text(r, f"responses[{i}]"), "responses") for i, r in enumerate(given)
     ]
     parts = [answer for _, answer in joined]
-    ranks = _ranks(row, len(parts))
+    ranks = read_ranks(row, len(parts))
     said: dict[str, int] = {}
     for answer, rank in zip(parts, ranks, strict=True):
         if said.setdefault(answer.strip(), rank) != rank:
@@ -127,8 +127,16 @@ def _parse_ranking(row: Values) -> Example:
     return Example(joined[0][0], parts=parts, targets={"ranks": ranks})
 
 
-def _ranks(row: Values, count: int) -> list[int]:
-    """1 for the best; equal answers share a rank. From `ranks`, or from `order`, best first."""
+def read_ranks(row: Values, count: int) -> list[int]:
+    """A ranking's places, 1 for the best; from `ranks`, where answers may share one, or `order`.
+
+    Args:
+        row: with `ranks`, or `order`: the answers' indices, best first.
+        count: of the answers.
+
+    Raises:
+        RowProblem: they do not fit the answers, or all answers share one place.
+    """
     order, ranks = row.get("order"), row.get("ranks")
     if ranks is None:
         if not isinstance(order, list) or sorted(order, key=str) != sorted(range(count), key=str):

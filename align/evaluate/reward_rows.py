@@ -5,6 +5,7 @@
 | `chosen`, `rejected` in any format of `align.data`     | two answers                       |
 | `prompt`, `chosen`, `rejected` as lists of texts       | all of them (RewardBench 2)       |
 | `prompt`, `responses` and `order` (indices, best first)| a ranking                         |
+| or `ranks` (1 for the best)                            |                                   |
 | `prompt`, `responses` and `scores`                     | rated answers, in one row         |
 | `prompt`, `completion` and `score` or `label`          | rated answers, the rows of a      |
 |                                                        | prompt together                   |
@@ -33,6 +34,7 @@ from align.data.formats import (
     detect_format,
     rename,
 )
+from align.data.parse import read_ranks
 from align.data.read import READERS, file_suffix
 from align.data.remote import is_store, read_source
 from align.data.rows import Record, Values
@@ -47,7 +49,7 @@ from feedback.schema import Text
 from reward.preferences import SOFT_LABEL
 
 SHOWN = 3  # bad rows that an error names
-LISTS = ("responses", "order", "scores", "score", "rating", "label")
+LISTS = ("responses", "order", "ranks", "scores", "score", "rating", "label")
 
 
 @dataclass
@@ -196,7 +198,7 @@ def _shape(keys: set[str], row: Values) -> str:
             for k in ("chosen", "rejected")
         )
         return "lists" if lists else ""
-    if "responses" in keys and keys & {"order", "scores"}:
+    if "responses" in keys and keys & {"order", "ranks", "scores"}:
         return "ranking"
     graded = keys & {"score", "scores", "rating", "label"}
     return "rated" if graded and keys & {"completion", "response"} else ""
@@ -231,16 +233,13 @@ def _read_ranking(values: Values, columns: dict[str, str]) -> AnswerSet:
     if not isinstance(responses, list | tuple) or len(responses) < 2:
         raise RowProblem("responses is no list of answers", "expected two or more")
     answers = tuple(_answer(prompt, text) for text in responses)
-    if row.get("order") is None:
+    if row.get("order") is None and row.get("ranks") is None:
         scores = row.get("scores")
         if not isinstance(scores, list | tuple) or len(scores) != len(answers):
             raise RowProblem("scores is no list", f"expected {len(answers)} numbers")
         return AnswerSet(prompt, answers, tuple(single(score, "scores") for score in scores))
-    order = row["order"]
-    if not isinstance(order, list | tuple) or sorted(order) != list(range(len(answers))):
-        raise RowProblem("order is no permutation", f"expected the indices 0 to {len(answers) - 1}")
-    grades = {int(index): float(len(order) - 1 - rank) for rank, index in enumerate(order)}
-    return AnswerSet(prompt, answers, tuple(grades[i] for i in range(len(answers))))
+    places = read_ranks(row, len(answers))
+    return AnswerSet(prompt, answers, tuple(float(max(places) - place) for place in places))
 
 
 def _read_rated(values: Values, columns: dict[str, str]) -> Rated:

@@ -96,13 +96,13 @@ def test_bad_rows_are_refused_or_counted(write):
     ]
     path = write(rows)
     with pytest.raises(
-        DataError, match=r"5 rows cannot be used:\n.*rows.jsonl:2: order is no perm"
+        DataError, match=r"5 rows cannot be used:\n.*rows.jsonl:2: order is no order"
     ):
         read_labelled(path)
     found = read_labelled(path, skip_bad=True)
     assert len(found.sets) == 1
     assert found.bad == {
-        "order is no permutation": 1,
+        "order is no order of the responses": 1,
         "responses is no list of answers": 1,
         "scores is no number": 1,
         "an answer has the wrong type": 1,
