@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reward.losses import (
@@ -20,6 +20,7 @@ from reward.losses import (
 
 NAN = math.nan
 HOW = ("min", "prod", "last", "mean")
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine
 
 
 def rows(*values: list[float]) -> torch.Tensor:
@@ -59,9 +60,11 @@ def thresholds(cuts: torch.Tensor) -> torch.Tensor:
     return torch.cat([cuts[:1], cuts[0] + cuts[1:].exp().cumsum(0)])
 
 
+@RELAXED
 @given(
     st.lists(st.floats(-8, 8), min_size=1, max_size=4),
-    st.lists(st.floats(-3, 2), min_size=1, max_size=6),
+    # Not so far out that the textbook difference below loses its digits.
+    st.lists(st.floats(-3, 0.5), min_size=1, max_size=6),
 )
 def test_a_scale_is_the_difference_of_two_sigmoids(predictions, raw):
     cuts = torch.tensor(raw).double()
@@ -168,6 +171,7 @@ def test_an_answer_is_judged_by_its_steps_by_hand():
         assert found.exp().tolist() == pytest.approx([probability, 3 / 4])
 
 
+@RELAXED
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=6), st.integers(0, 3))
 def test_aggregates_are_ordered_and_padding_changes_nothing(values, padding):
     scores = torch.tensor([values]).double()

@@ -76,7 +76,7 @@ def test_pairs_give_choixs_strengths() -> None:
     won, lost = torch.tensor(np.array(games)).T
     found = fit(lambda s: pair_loss(s[won] - s[lost]).sum() + ALPHA * (s**2).sum(), 6)
     np.testing.assert_allclose(
-        found, choix.opt_pairwise(6, games, alpha=ALPHA, tol=1e-12), atol=1e-6
+        found, choix.opt_pairwise(6, games, alpha=ALPHA, tol=1e-12), atol=1e-5
     )
     # The same judgements as shares of votes.
     pairs, place = torch.unique(
@@ -89,7 +89,7 @@ def test_pairs_give_choixs_strengths() -> None:
         losses = pair_loss(s[pairs[:, 0]] - s[pairs[:, 1]], soft_labels=first)
         return (votes * losses).sum() + ALPHA * (s**2).sum()
 
-    np.testing.assert_allclose(fit(shared, 6), found, atol=1e-6)
+    np.testing.assert_allclose(fit(shared, 6), found, atol=1e-5)
 
 
 def test_rankings_of_several_lengths_give_choixs_strengths() -> None:
@@ -109,13 +109,13 @@ def test_rankings_of_several_lengths_give_choixs_strengths() -> None:
 
     found = fit(objective, 6)
     expected = choix.opt_rankings(6, rankings, alpha=ALPHA, tol=1e-12)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.corrcoef(found, TRUTH)[0, 1] > 0.9
     # Only the best answer of each is known.
     best = [(r[0], r[1:]) for r in rankings]
     order = order[:, :1]
     expected = choix.opt_top1(6, best, alpha=ALPHA, tol=1e-12)
-    np.testing.assert_allclose(fit(objective, 6), expected, atol=1e-6)
+    np.testing.assert_allclose(fit(objective, 6), expected, atol=1e-5)
 
 
 def _ordered(
@@ -183,7 +183,7 @@ def test_rao_kupper_of_the_same_data_is_scipys_maximum_of_the_papers_likelihood(
         return (count * rao_kupper_loss(scores[first] - scores[second], outcome, p[5])).sum()
 
     found = fit(objective, 6)
-    np.testing.assert_allclose(found, expected.x, atol=1e-5)
+    np.testing.assert_allclose(found, expected.x, atol=1e-4)
     assert objective(found).item() == pytest.approx(expected.fun, rel=1e-10)
 
 

@@ -7,7 +7,7 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedback.schema import Ranking
@@ -21,6 +21,9 @@ from reward.losses import (
 from reward.training_rows import ranking_pairs, ranking_rows
 
 SCORES = torch.tensor([[0.3, -1.2, 2.0, 0.1]]).double()
+RELAXED = settings(  # a slow machine
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 LOSSES = {
     "plackett-luce": plackett_luce_loss,
     "answer": lambda *a: ranking_pairs_loss(*a, weighting="answer"),
@@ -59,6 +62,7 @@ def parts(order: torch.Tensor, mask: torch.Tensor) -> tuple[list[int], list[int]
     return known, mask[0].nonzero().flatten().tolist()
 
 
+@RELAXED
 @given(rankings())
 def test_values_and_gradients_are_those_of_loops(case):
     scores, order, mask = case
@@ -124,6 +128,7 @@ def test_two_answers_are_bradley_terry_bit_for_bit(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@RELAXED
 @given(case=rankings(), shift=st.floats(-100, 100), data=st.data())
 def test_shifts_padding_and_the_order_of_columns_do_not_matter(name, case, shift, data):
     loss = LOSSES[name]
