@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from align import __version__
-from align.errors import AlignError, ConfigError
+from align.errors import AlignError, ConfigError, Problem
 from align.feedback_cli import app as feedback_app
 from align.interrupts import end_on_sigterm
 from align.quiet import quiet_libraries
@@ -73,10 +74,45 @@ def sft(
 
 @reward_app.command(TRAIN)
 def reward(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate: train and measure so many times.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Cross-validations, with other folds.")] = 1,
+    members: Annotated[
+        int | None, typer.Option(help="Train an ensemble: so many models, a seed each.")
+    ] = None,
 ) -> None:
-    """Train a reward model on comparisons, and normalise it over policy samples."""
-    run_stage("reward", config, overrides or [], resume=resume, dry_run=dry_run)
+    """Train a reward model on people's judgements, and normalise it over policy samples."""
+    given = list(overrides or [])
+    if folds and members:
+        raise ConfigError([Problem("--members", "folds measure, members are used.", "drop one.")])
+    if (folds is None and members is None) or dry_run:
+        run_stage("reward", config, given, resume=resume, dry_run=dry_run)
+        return
+    from align.config import STAGES, load_config
+    from align.stages.reward_repeats import in_words, run_folds, run_members
+
+    loaded = load_config(STAGES["reward"], config, given)
+    folder = Path(loaded.run.dir or f"runs/reward-{datetime.now():%Y%m%d-%H%M%S}")
+
+    def train(more: list[str]) -> Path:
+        place = Path(more[0].removeprefix("run.dir="))
+        again = resume and (place / "run.json").is_file()
+        return run_stage("reward", config, [*given, *more], resume=again, dry_run=False)
+
+    if members is not None:
+        names = ", ".join(map(str, run_members(folder, members, loaded.run.seed, train)))
+        errors.print(f"reward: [{{ensemble: [{names}]}}]", markup=False, highlight=False)
+        return
+    assert folds is not None
+    seeds = loaded.run.seed, loaded.data.split_seed  # type: ignore[attr-defined]
+    found = run_folds(folder, folds, repeats, *seeds, train)
+    for line in in_words(found):
+        errors.print(line, highlight=False)
 
 
 @app.command()

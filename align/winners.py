@@ -19,7 +19,7 @@ from align.rollout.best_of import accepted
 from align.run import read_jsonl
 from align.types import RewardFn
 from reward.functions import call_reward, load_reward_function
-from reward.model import RewardModel
+from reward.process import load_reward
 
 if TYPE_CHECKING:  # it imports this module
     from align.generate import Generation
@@ -104,7 +104,7 @@ def open_winners(
     if problems:
         raise ConfigError(problems)
     is_function = ":" in reward and not Path(reward).exists()
-    judge = load_reward_function(reward) if is_function else RewardModel.load(reward)
+    judge = load_reward_function(reward) if is_function else load_reward(reward)
     return Winners(judge, least)
 
 

@@ -3,8 +3,10 @@
     python -m benchmarks.overoptimisation --json figures.json --folder runs/overoptimisation
 
 For every seed: a world, a base model, SFT, and some hundred pairs judged by the noisy annotators,
-on which an ensemble of reward models is trained (`align reward`, other seeds). The hidden gold
-scorer measures and is never trained on. Best-of-n draws n <= 256 answers of the SFT policy for each
+on which an ensemble of reward models is trained (`align reward`). The first member starts from the
+policy's SFT model; each other one from a base model and SFT of its own, because members that share
+theirs err alike (Eisenstein et al. 2023, arXiv 2312.09244). The hidden gold scorer measures and is
+never trained on. Best-of-n draws n <= 256 answers of the SFT policy for each
 test question and lets one reward model, or the ensemble's lower confidence bound, choose. PPO runs
 without a KL penalty against the one model and against the lower bound, gold logged beside. Written
 are the curves against d = sqrt(KL), the fits of Gao et al. (2023), whether gold turned over, and
@@ -81,12 +83,8 @@ def prepare(folder: Path, seed: int, scale: Scale) -> tuple[World, Path, list[Pa
     """World, SFT policy and reward models of one seed."""
     world, data = World(seed), folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    make_base_model(folder / "base", world, seed, steps=scale.pretrain)
-    demonstrations = write_jsonl(data / "sft.jsonl", world.demonstrations(DEMONSTRATIONS))
-    short = ["trainer.max_steps=4"] if scale == TINY else []
-    start = [f"model.path={folder / 'base'}", f"data.train={demonstrations}"]
-    stage("sft", folder, seed, [*start, *short])
-    sft = folder / "sft" / "model"
+    write_jsonl(data / "sft.jsonl", world.demonstrations(DEMONSTRATIONS))
+    sft = make_policy(folder, world, seed, data / "sft.jsonl", scale)
     url = f"sqlite:///{data / 'feedback.db'}"
     (data / "feedback.db").unlink(missing_ok=True)
     with FeedbackStore(url) as store:
@@ -94,12 +92,21 @@ def prepare(folder: Path, seed: int, scale: Scale) -> tuple[World, Path, list[Pa
         simulated_judge(store, world, folder)
     members = []
     for member in range(scale.members):
-        place = folder / f"member-{member}"
-        given = [f"model.path={sft}", f"data.train={url}", *short]
-        given += ["normalisation.prompts=8"] if short else []
-        stage("reward", place, 1000 * seed + member, given)
+        place, own = folder / f"member-{member}", 1000 * seed + member
+        start = make_policy(place, world, own, data / "sft.jsonl", scale) if member else sft
+        given = [f"model.path={start}", f"data.train={url}", f"normalisation.policy={sft}"]
+        given += ["trainer.max_steps=4", "normalisation.prompts=8"] if scale == TINY else []
+        stage("reward", place, own, given)
         members.append(place / "reward" / "model")
     return world, sft, members
+
+
+def make_policy(folder: Path, world: World, seed: int, data: Path, scale: Scale) -> Path:
+    """A base model of this seed, fine-tuned on the demonstrations."""
+    make_base_model(folder / "base", world, seed, steps=scale.pretrain)
+    start = [f"model.path={folder / 'base'}", f"data.train={data}"]
+    stage("sft", folder, seed, start + (["trainer.max_steps=4"] if scale == TINY else []))
+    return folder / "sft" / "model"
 
 
 def choose(sft: Path, members: Sequence[Path], world: World, seed: int, scale: Scale) -> Json:

@@ -65,10 +65,17 @@ def split(votes: Sequence[Comparison], seed: int) -> tuple[list[Comparison], lis
 
 def warm_up(base: Path, votes: Sequence[Comparison], folder: Path, seed: int, steps: int) -> Path:
     """The base after some steps of `align sft` on the training pairs' answers, good and bad."""
-    rows = {(str(v.prompt), text) for v in votes for text in (v.response_a, v.response_b)}
+    texts = {(str(v.prompt), text) for v in votes for text in (v.response_a, v.response_b)}
+    rows = [{"prompt": prompt, "completion": text} for prompt, text in sorted(texts)]
+    return warm_up_rows(base, rows, folder, seed, steps)
+
+
+def warm_up_rows(
+    base: Path, rows: Sequence[dict[str, Any]], folder: Path, seed: int, steps: int
+) -> Path:
+    """The base after some steps of `align sft` on prompts and completions."""
     data = folder / "answers.jsonl"
-    lines = [json.dumps({"prompt": p, "completion": text}) + "\n" for p, text in sorted(rows)]
-    data.write_text("".join(lines), encoding="utf-8")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     overrides = [
         f"run.dir={folder / 'sft'}",
         f"run.seed={seed}",

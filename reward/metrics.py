@@ -142,6 +142,13 @@ def calibration_error(
     )
 
 
+def binned_error(margins: Numbers, bins: int = 10) -> float:
+    """The ECE of `calibration_error` alone, for resampling."""
+    m = _margins(margins)
+    confidence = _confidence(m)
+    return _gap(_bin_of(confidence, bins), correctness(m) - confidence)
+
+
 def auc(chosen: Numbers, rejected: Numbers) -> float:
     """Chance that any chosen answer outscores any rejected one, prompts mixed (ties half).
 

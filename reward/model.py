@@ -1,28 +1,30 @@
-"""A reward model: a one-label sequence classifier with its normalisation, itself a reward function.
+"""A reward model: a sequence classifier with its normalisation, itself a reward function.
 
-Statistics over samples of the reference policy live in the model's own config (`align_reward`),
-so that they travel with the weights; the directory stays a standard transformers model.
+It has one label, or K where `align_reward` in its config says that they are K heads on one trunk:
+its score is their mean. Statistics over samples of the reference policy live there too, so that
+they travel with the weights; the directory stays a standard transformers model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from feedback.schema import Text
 from reward.errors import ModelError
-from reward.score import encode_answer, score_head, score_ids
+from reward.score import encode_answer, heads_ids, pooled_features, score_head, score_ids
 
 CONFIG_KEY = "align_reward"
 
@@ -71,16 +73,17 @@ class RewardModel:
             **kwargs: for `from_pretrained`.
 
         Raises:
-            ModelError: there is no such model, it has more than one label, or `normalise` is set
-                and it carries no statistics.
+            ModelError: there is no such model, it has labels that are no heads, or `normalise` is
+                set and it carries no statistics.
         """
         model = load_classifier(path, dtype=dtype, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(str(path))
-        labels = model.config.num_labels
-        if labels != 1:
+        labels, heads = model.config.num_labels, head_count(model.config)
+        if labels != heads:
+            known = f"its config names {heads} heads" if heads > 1 else "a reward model has 1"
             raise ModelError(
-                f"{path} has {labels} labels; a reward model has 1. Fix: give the directory "
-                "of a model trained by `align reward`."
+                f"{path} has {labels} labels; {known}. Fix: give the directory of a model "
+                "trained by `align reward`."
             )
         statistics = read_normalisation(model)
         if normalise and statistics is None:
@@ -101,13 +104,30 @@ class RewardModel:
         )
 
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
-        """Raw scores, one per completion."""
-        rows = [
-            encode_answer(prompt, completion, self.tokenizer)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        padding = self.tokenizer.pad_token_id
-        return score_ids(self.model, rows, padding or 0, self.batch_size).tolist()
+        """Raw scores, one per completion: with K heads their mean."""
+        return self._read(score_ids, prompts, completions).tolist()
+
+    def heads_scores(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
+        """Raw scores of each head, (K, B) float32."""
+        return self._read(heads_ids, prompts, completions).T
+
+    def features(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
+        """What the head reads: the last hidden state at each text's last token, (B, H) float32."""
+        return self._read(pooled_features, prompts, completions)
+
+    def rows(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[list[int]]:
+        """Token ids of each prompt with its completion."""
+        pairs = zip(prompts, completions, strict=True)
+        return [encode_answer(prompt, answer, self.tokenizer) for prompt, answer in pairs]
+
+    def _read(
+        self,
+        read: Callable[..., Tensor],
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+    ) -> Tensor:
+        rows = self.rows(prompts, completions)
+        return read(self.model, rows, self.tokenizer.pad_token_id or 0, self.batch_size)
 
     def __call__(self, prompts: list[Text], completions: list[Text], **columns: Any) -> list[float]:
         """Scores normalised to mean 0 and std 1 over reference samples (raw without them)."""
@@ -202,10 +222,25 @@ def fit_normalisation(scores: Sequence[float], policy: str = "") -> Normalisatio
 
 def write_normalisation(model: PreTrainedModel, statistics: Normalisation) -> None:
     """Keep statistics in the model's config; `save_pretrained` writes them."""
-    setattr(model.config, CONFIG_KEY, vars(statistics))
+    setattr(model.config, CONFIG_KEY, _notes(model.config) | vars(statistics))
 
 
 def read_normalisation(model: PreTrainedModel) -> Normalisation | None:
     """The statistics a model carries, if any."""
-    saved = getattr(model.config, CONFIG_KEY, None)
-    return Normalisation(**saved) if saved else None
+    return statistics_of(model.config)
+
+
+def statistics_of(config: PretrainedConfig) -> Normalisation | None:
+    """The statistics in a model's config, if any."""
+    names = {field.name for field in fields(Normalisation)}
+    saved = {name: value for name, value in _notes(config).items() if name in names}
+    return Normalisation(**saved) if "mean" in saved else None
+
+
+def head_count(config: PretrainedConfig) -> int:
+    """How many heads a model's config says that its labels are; 1 if it says nothing."""
+    return int(_notes(config).get("heads", 1))
+
+
+def _notes(config: PretrainedConfig) -> dict[str, Any]:
+    return dict(getattr(config, CONFIG_KEY, None) or {})

@@ -7,7 +7,7 @@ and the batch size do not change a score. Leaves out scoring from Parquet to Par
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,39 +45,60 @@ def encode_answer(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizer
     return encoded["input_ids"]
 
 
-def pool_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Score of each row at its last attended token.
+def pool_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Tensor:
+    """Last hidden state of each row at its last attended token: what the head reads.
 
     Args:
-        model: a sequence-classification model with one label, a PEFT wrapper included.
+        model: a sequence-classification model, a PEFT wrapper included.
+        input_ids: (B, T), padded on either side.
+        attention_mask: (B, T).
+        **more: for the backbone's forward.
+
+    Returns:
+        (B, H), in the model's dtype.
+    """
+    backbone = unwrapped(model).base_model
+    real = attention_mask.bool()
+    if not more and can_pack(backbone, input_ids.device) and bool(real.any(dim=1).all()):
+        lengths = real.sum(dim=1)
+        ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+        ends[lengths.cumsum(dim=0) - 1] = True
+        return packed_states(backbone, input_ids[real], lengths.tolist(), ends)
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        more["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    hidden: Tensor = backbone(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more
+    ).last_hidden_state
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (columns * attention_mask).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def pool_heads(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Tensor:
+    """Each head's score of each row, (B, K) float32; arguments as of `pool_states`."""
+    states = pool_states(model, input_ids, attention_mask, **more)
+    heads: Tensor = score_head(unwrapped(model))(states)
+    return heads.float()
+
+
+def pool_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Score of each row at its last attended token: the mean of the heads.
+
+    Args:
+        model: a sequence-classification model with one label a head, a PEFT wrapper included.
         input_ids: (B, T), padded on either side.
         attention_mask: (B, T).
 
     Returns:
         (B,) float32.
     """
+    return pool_heads(model, input_ids, attention_mask).mean(dim=1)
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The sequence-classification model inside a PEFT wrapper, or the model itself."""
     wrapped: Any = model
-    inner: PreTrainedModel = (
-        wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    )
-    backbone = inner.base_model
-    real = attention_mask.bool()
-    if can_pack(backbone, input_ids.device) and bool(real.any(dim=1).all()):
-        lengths = real.sum(dim=1)
-        ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
-        ends[lengths.cumsum(dim=0) - 1] = True
-        pooled = packed_states(backbone, input_ids[real], lengths.tolist(), ends)
-        return score_head(inner)(pooled).squeeze(-1).float()
-    extra = {}
-    if "position_ids" in inspect.signature(backbone.forward).parameters:
-        extra["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    hidden = backbone(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
-    ).last_hidden_state
-    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-    last = (columns * attention_mask).argmax(dim=1)
-    pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
-    return score_head(inner)(pooled).squeeze(-1).float()
+    return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
 
 
 def score_head(model: nn.Module) -> nn.Module:
@@ -96,13 +117,68 @@ def score_head(model: nn.Module) -> nn.Module:
     )
 
 
+def head_parameters(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (K, H) and bias (K,) of a model's heads, float64 on the CPU; no bias reads as 0.
+
+    Raises:
+        ModelError: the head is more than one linear layer.
+    """
+    head = score_head(unwrapped(model))
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ModelError(
+            f"the head of {type(model).__name__} is a {type(head).__name__}, but one linear layer "
+            "is expected. Fix: use a model trained by `align reward`."
+        )
+    bias = getattr(head, "bias", None)
+    zero = torch.zeros(len(weight), dtype=torch.float64)
+    own = zero if bias is None else bias.detach().double().cpu()
+    return weight.detach().double().cpu(), own
+
+
 def score_ids(
     model: nn.Module, rows: Sequence[Sequence[int]], padding: int, batch_size: int = 32
 ) -> Tensor:
-    """Raw scores of token-id rows, (N,) float32 on the CPU; longest first, order restored."""
+    """Raw scores of token-id rows, (N,) float32 on the CPU: the mean of the heads."""
+    return read_rows(model, rows, padding, batch_size, pool_scores)
+
+
+def heads_ids(
+    model: nn.Module, rows: Sequence[Sequence[int]], padding: int, batch_size: int = 32
+) -> Tensor:
+    """Raw scores of token-id rows by each head, (N, K) float32 on the CPU."""
+    return read_rows(model, rows, padding, batch_size, pool_heads)
+
+
+def pooled_features(
+    model: nn.Module, rows: Sequence[Sequence[int]], padding: int, batch_size: int = 32
+) -> Tensor:
+    """What the head reads of token-id rows, (N, H) float32 on the CPU."""
+    return read_rows(model, rows, padding, batch_size, lambda *batch: pool_states(*batch).float())
+
+
+def read_rows(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    padding: int,
+    batch_size: int,
+    read: Callable[[nn.Module, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Read token-id rows in batches without gradients: longest first, order restored.
+
+    Args:
+        model: put into evaluation mode meanwhile.
+        rows: N rows of token ids.
+        padding: the token that fills rows up, on the right.
+        batch_size: rows read at once.
+        read: `pool_scores`, `pool_heads` or another: (model, (b, T) ids, (b, T) mask) to (b, ...).
+
+    Returns:
+        (N, ...) on the CPU; (0,) without rows.
+    """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    scores = torch.zeros(len(rows))
+    found: list[Tensor] = []
     training = model.training
     model.eval()
     try:
@@ -115,8 +191,11 @@ def score_ids(
                 for place, index in enumerate(chosen):
                     ids[place, : len(rows[index])] = torch.tensor(rows[index], dtype=torch.long)
                     mask[place, : len(rows[index])] = 1
-                batch = pool_scores(model, ids.to(device), mask.to(device))
-                scores[torch.tensor(chosen)] = batch.cpu()
+                found.append(read(model, ids.to(device), mask.to(device)).cpu())
     finally:
         model.train(training)
-    return scores
+    if not found:
+        return torch.zeros(0)
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(found)[back]

@@ -7,7 +7,7 @@ stage does not read: each stage lists its own sections in `align.config.stages`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -56,6 +56,9 @@ class SourceSection(Section):
         "hh",
         "unpaired",
         "prompts",
+        "ranking",
+        "rating",
+        "steps",
         "store",
     ] = "auto"
     columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
@@ -85,6 +88,7 @@ class DataSection(Section):
     test: Sources | None = None
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)  # by prompt, never by row
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    fold: str | None = Field(default=None, pattern=r"^[0-9]+/[0-9]+$")  # "0/5": a fifth validates
     split_seed: int = 0  # the same seed splits the same prompts alike in every stage
     bad_rows: Literal["strict", "quarantine"] = "strict"
     labels: Literal["majority", "votes", "dawid-skene"] = "majority"  # of a store's pairs
@@ -92,6 +96,17 @@ class DataSection(Section):
     near_threshold: float = Field(default=0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams
     overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length
     system_prompt: str | None = None
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        if self.fold is None:
+            return self
+        place, count = map(int, self.fold.split("/"))
+        if not 0 <= place < count or count < 2:
+            raise ValueError(f"fold {self.fold}: expected i/k with 0 <= i < k and k of 2 or more")
+        if self.validation or self.test_fraction:
+            raise ValueError("a fold is validation: leave validation and test_fraction out")
+        return self
 
 
 class PeftSection(Section):
@@ -159,7 +174,11 @@ class RewardSourceSection(Section):
     normalise: bool | Literal["running", "group"] = True
     clip: float | None = Field(default=None, gt=0)  # to [-clip, clip], once normalised
     gold: bool = False  # logged as gold/<name>, never trained on
-    mode: Literal["mean", "lower_bound", "worst"] = "lower_bound"  # of an ensemble
+    # how a reward model knows its own doubt: members of `ensemble`, or of the one at `path`
+    posterior: Literal["ensemble", "heads", "laplace", "dropout"] | None = None
+    dropout: float | None = Field(default=None, gt=0, lt=1)  # of pooled features; unset: its own
+    samples: int = Field(default=16, ge=2)  # masks of `posterior: dropout`
+    mode: Literal["mean", "lower_bound", "worst"] = "lower_bound"  # of a posterior
     pessimism: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # stds below the mean
     timeout: float | None = Field(default=600.0, gt=0)  # seconds of one call of a function
     retries: int = Field(default=0, ge=0)  # further calls after an error or a time-out

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
     EvaluateSection,
@@ -56,6 +57,7 @@ class RewardStage(TrainingStage):
 
     stage: ClassVar[str] = "reward"
     trainer_class: ClassVar[str | None] = "trl:RewardConfig"
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
 
 

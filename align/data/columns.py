@@ -16,7 +16,8 @@ from align.data.rows import Kind, Row
 from align.errors import DataError
 from feedback.dialogue import RowProblem
 
-TEXTS = ("prompt", "completion", "chosen", "rejected", "text")  # checked when they were read
+# checked when they were read
+TEXTS = ("prompt", "completion", "chosen", "rejected", "text", "responses", "completions")
 
 
 def odd_rows(rows: Iterable[Row]) -> list[tuple[Row, RowProblem]]:

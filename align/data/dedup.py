@@ -22,27 +22,35 @@ from align.data.rows import Row, normalise, plain_text
 from reward.preferences import SOFT_LABEL
 
 TEXT_FIELDS = ("prompt", "completion", "chosen", "rejected", "text")
+LIST_FIELDS = ("responses", "completions")
 N = 3  # words in a shingle
 Hashes = NDArray[np.uint64]
 Sets = tuple[frozenset[int], ...]  # a row's shingles, field by field
 
 
 def row_texts(row: Row) -> tuple[str, ...]:
-    """A row's fields, normalised."""
-    return tuple(normalise(plain_text(row.values[f])) for f in TEXT_FIELDS if f in row.values)
+    """A row's fields, normalised; a list of answers or steps is one field."""
+    texts = [plain_text(row.values[f]) for f in TEXT_FIELDS if f in row.values]
+    texts += ["\n".join(map(plain_text, row.values[f])) for f in LIST_FIELDS if f in row.values]
+    return tuple(map(normalise, texts))
+
+
+def _said(row: Row) -> str:
+    """What people said of the texts: rows that differ in it are different opinions."""
+    return repr([row.values.get(name) for name in (SOFT_LABEL, "ranks", "scores", "labels")])
 
 
 def drop_exact(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The first row of every text and soft label, and the repetitions.
+    """The first row of every text and label, and the repetitions.
 
-    Of two rows that differ in their soft label alone both stay: dropping one would turn the mean
-    of two opinions into the first.
+    Of two rows that differ in their soft label, ranks, scores or steps' labels alone both stay:
+    dropping one would turn the mean of two opinions into the first.
     """
     seen: set[tuple[object, ...]] = set()
     kept: list[Row] = []
     dropped: list[Row] = []
     for row in rows:
-        texts = (*row_texts(row), row.values.get(SOFT_LABEL))
+        texts = (*row_texts(row), _said(row))
         (dropped if texts in seen else kept).append(row)
         seen.add(texts)
     return kept, dropped

@@ -9,6 +9,11 @@
 | messages          | messages (or conversations with from/value)       | sft, prompts             |
 | text              | text                                              | sft                      |
 | prompts           | prompt                                            | prompts                  |
+| ranking           | prompt, responses, and order or ranks             | ranking, prompts         |
+| rating            | prompt, completion, scores                        | rating, sft, prompts     |
+| steps             | prompt, completions (its steps), labels           | steps                    |
+
+A preference or hh row also serves as a ranking of two.
 
 Two steps: a parser (`align.data.parse`) reads a row into an `Example`, a prompt and its answers; a
 projection here writes the columns of the asked kind. So a format is read in one place.
@@ -32,14 +37,18 @@ from feedback.schema import Text
 from reward.preferences import SOFT_LABEL
 
 SERVES: dict[str, tuple[Kind, ...]] = {
-    "preference": ("sft", "preference", "prompts"),
-    "hh": ("sft", "preference", "prompts"),
+    "preference": ("sft", "preference", "prompts", "ranking"),
+    "hh": ("sft", "preference", "prompts", "ranking"),
     "unpaired": ("sft", "prompts"),
     "prompt-completion": ("sft", "prompts"),
     "messages": ("sft", "prompts"),
     "text": ("sft",),
     "prompts": ("prompts",),
+    "ranking": ("ranking", "prompts"),
+    "rating": ("rating", "sft", "prompts"),
+    "steps": ("steps",),
 }
+PLAINER = {"ranking": "prompts", "rating": "prompt-completion"}  # what else they are read as
 FORMAT_FIELDS = frozenset(
     ["prompt", "completion", "chosen", "rejected", "label", "messages", "conversations", "text"]
 )
@@ -88,6 +97,9 @@ def check_serves(format: str, kind: Kind, where: str) -> None:
         "sft": "an answer to learn from",
         "preference": "a chosen and a rejected answer",
         "prompts": "a prompt apart from its answer",
+        "ranking": "answers and their order",
+        "rating": "an answer with its scores",
+        "steps": "the steps of an answer with their labels",
     }[kind]
     raise DataError(
         f"{where}: {format} data cannot serve {kind!r}, which needs {need}. "
@@ -104,7 +116,7 @@ def convert(
         RowProblem: the row is bad.
     """
     renamed = rename(values, columns)
-    example = PARSERS[format](renamed)
+    example = PARSERS[format if kind == format else PLAINER.get(format, format)](renamed)
     if system is not None and example.prompt is not None:
         example.prompt = add_system(as_turns(example.prompt), system)
     if kind == "sft":
@@ -116,6 +128,8 @@ def convert(
             found[SOFT_LABEL] = max(found[SOFT_LABEL], 1 - found[SOFT_LABEL])
         return _to_preference(example) | found
     assert example.prompt is not None
+    if kind in ("ranking", "rating", "steps"):
+        return _to_graded(example, kind) | _weights(renamed, ["weight"])
     return {"prompt": example.prompt} | _further_columns(values, renamed, columns)
 
 
@@ -150,6 +164,12 @@ def _lookup(values: Values, name: str) -> Any:
 def _format_of(keys: set[str]) -> str | None:
     if {"chosen", "rejected"} <= keys:
         return "preference"
+    if "responses" in keys and keys & {"order", "ranks"}:
+        return "ranking"
+    if {"prompt", "completions", "labels"} <= keys:
+        return "steps"
+    if {"prompt", "completion", "scores"} <= keys:
+        return "rating"
     if {"prompt", "completion", "label"} <= keys:
         return "unpaired"
     if {"prompt", "completion"} <= keys:
@@ -177,6 +197,23 @@ def _to_preference(example: Example) -> Values:
     assert example.prompt is not None
     answers = {name: _answer(example.prompt, text) for name, text in example.answers.items()}
     return {"prompt": example.prompt} | answers
+
+
+def _to_graded(example: Example, kind: Kind) -> Values:
+    """Ranked answers, a rated answer, or an answer's steps, with what people said of them."""
+    prompt = example.prompt
+    assert prompt is not None
+    if kind == "rating":
+        return {
+            "prompt": prompt,
+            "completion": _answer(prompt, example.answers["completion"]),
+        } | example.targets
+    if kind == "steps":
+        return {"prompt": prompt, "completions": example.parts} | example.targets
+    parts, targets = example.parts, example.targets
+    if not parts:  # a preference
+        parts, targets = [example.answers[k] for k in ("chosen", "rejected")], {"ranks": [1, 2]}
+    return {"prompt": prompt, "responses": [_answer(prompt, text) for text in parts]} | targets
 
 
 def _weights(renamed: Values, names: Iterable[str] = WEIGHTS) -> Values:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from align.data.tokens import (
 )
 from align.errors import DataError
 from feedback.schema import Text
+from reward.steps import join_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +97,7 @@ def fit_length(
 
     Args:
         dataset: rows of `kind`.
-        kind: sft, preference or prompts.
+        kind: what the rows are.
         tokenizer: the policy's.
         max_length: longest sequence in tokens (of a prompt alone for `prompts`, where room for the
             answer is the caller's to subtract); None for no limit but the context.
@@ -168,7 +170,7 @@ Sample = tuple[list[int], list[int] | None]  # the sequence, and its supervised 
 def _encode_batch(
     batch: dict[str, list[Any]], kind: Kind, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[_Encoded], list[list[Sample]]]:
-    """Lengths of rows, and the sequences to check: one a row, or a pair's two."""
+    """Lengths of rows, and the sequences to check: one for each answer."""
     if "text" in batch:
         texts = [encode_text(text, tokenizer) for text in batch["text"]]
         return [_Encoded(None, (len(ids),)) for ids in texts], [[(ids, ids)] for ids in texts]
@@ -176,16 +178,33 @@ def _encode_batch(
     alone = encode_prompts(prompts, tokenizer)
     if kind == "prompts":
         return [_Encoded(len(ids), ()) for ids in alone], [[(ids, None)] for ids in alone]
-    fields = ("completion",) if kind == "sft" else ("chosen", "rejected")
-    columns = [encode_pairs(prompts, batch[field], tokenizer) for field in fields]
-    encoded, samples = [], []
-    for prompt, answers in zip(alone, zip(*columns, strict=True), strict=True):
-        shared = min(len(start) for start, _ in answers)
-        totals = [len(start) + len(rest) for start, rest in answers]
+    told = _answers(batch, kind)
+    flat = encode_pairs(
+        [prompt for prompt, answers in zip(prompts, told, strict=True) for _ in answers],
+        [answer for answers in told for answer in answers],
+        tokenizer,
+    )
+    every = iter(flat)
+    encoded: list[_Encoded] = []
+    samples: list[list[Sample]] = []
+    for prompt, given in zip(alone, told, strict=True):
+        mine = list(islice(every, len(given)))
+        shared = min(len(start) for start, _ in mine)
+        totals = [len(start) + len(rest) for start, rest in mine]
         counts = tuple(total - shared for total in totals)
         encoded.append(_Encoded(shared, counts, merged=shared < len(prompt)))
-        samples.append([(start + rest, rest) for start, rest in answers])
+        samples.append([(start + rest, rest) for start, rest in mine])
     return encoded, samples
+
+
+def _answers(batch: dict[str, list[Any]], kind: Kind) -> list[list[Text]]:
+    """The answers of each row, as they are trained on."""
+    if kind == "ranking":
+        return batch["responses"]
+    if kind == "steps":
+        return [[join_steps(steps)] for steps in batch["completions"]]
+    fields = ("chosen", "rejected") if kind == "preference" else ("completion",)
+    return [list(row) for row in zip(*(batch[field] for field in fields), strict=True)]
 
 
 def _statistics(encoded: list[_Encoded], keep: list[int], limit: int | None) -> TokenStatistics:

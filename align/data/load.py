@@ -47,8 +47,9 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
     Args:
         section: the `data:` section.
         kind: "sft" (text, or prompt and completion), "preference" (prompt, chosen, rejected and,
-            where the data have them, margin and weight) or "prompts" (prompt and all further
-            columns).
+            where the data have them, margin and weight), "prompts" (prompt and all further
+            columns), "ranking" (prompt, responses, ranks), "rating" (prompt, completion, scores)
+            or "steps" (prompt, completions, labels).
         quarantine: the JSON-lines file for bad rows when `bad_rows` is "quarantine"; None only
             counts them.
 
@@ -98,6 +99,7 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
         0.0 if section.validation else section.validation_fraction,
         0.0 if section.test else section.test_fraction,
         section.split_seed,
+        section.fold,
     )
     for role in ("validation", "test"):
         parts[role] += mixed[role]
@@ -143,6 +145,7 @@ def _load(
         limit=source.limit,
         store=store,
         labels=section.labels,
+        kind=kind,
     )
     readable = [record.values for record in data.records if record.values is not None]
     if not data.records:
@@ -331,6 +334,7 @@ def _options(section: DataSection) -> dict[str, Any]:
     names = (
         "validation_fraction",
         "test_fraction",
+        "fold",
         "split_seed",
         "bad_rows",
         "labels",

@@ -5,11 +5,12 @@ What an example then looks like for a stage is said in `align.data.formats`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from align.data.conversation import read_dialogue, read_text
-from align.data.rows import Values
+from align.data.rows import Values, shorten
 from feedback.conversation import check_prompt, join, read_messages, split_last, split_shared
 from feedback.dialogue import RowProblem
 from feedback.schema import Text
@@ -26,6 +27,8 @@ class Example:
     answers: dict[str, str] = field(default_factory=dict)  # completion, or chosen and rejected
     text: str | None = None
     label: bool = True  # False: an answer marked as bad, which SFT leaves out
+    parts: list[str] = field(default_factory=list)  # ranked answers, or the steps of one
+    targets: Values = field(default_factory=dict)  # what people said of the parts or the answer
 
 
 def _parse_text(row: Values) -> Example:
@@ -107,6 +110,85 @@ def _refuse_equal(chosen: str, rejected: str) -> None:
         raise RowProblem(EQUAL_ANSWERS, "a preference needs two different answers")
 
 
+def _parse_ranking(row: Values) -> Example:
+    prompt = read_text(row.get("prompt"), "prompt")
+    given = row.get("responses")
+    if not isinstance(given, list) or len(given) < 2:
+        raise RowProblem("responses is no list of two or more answers", _shown(given))
+    joined = [
+        join(prompt, read_text(r, f"responses[{i}]"), "responses") for i, r in enumerate(given)
+    ]
+    parts = [answer for _, answer in joined]
+    ranks = read_ranks(row, len(parts))
+    said: dict[str, int] = {}
+    for answer, rank in zip(parts, ranks, strict=True):
+        if said.setdefault(answer.strip(), rank) != rank:
+            raise RowProblem("two equal responses have different ranks", _shown(answer))
+    return Example(joined[0][0], parts=parts, targets={"ranks": ranks})
+
+
+def read_ranks(row: Values, count: int) -> list[int]:
+    """A ranking's places, 1 for the best; from `ranks`, where answers may share one, or `order`.
+
+    Args:
+        row: with `ranks`, or `order`: the answers' indices, best first.
+        count: of the answers.
+
+    Raises:
+        RowProblem: they do not fit the answers, or all answers share one place.
+    """
+    order, ranks = row.get("order"), row.get("ranks")
+    if ranks is None:
+        if not isinstance(order, list) or sorted(order, key=str) != sorted(range(count), key=str):
+            what = f"{_shown(order)}; expected the indices 0 to {count - 1}, best first"
+            raise RowProblem("order is no order of the responses", what)
+        return [order.index(place) + 1 for place in range(count)]
+    whole = isinstance(ranks, list) and all(type(rank) is int for rank in ranks)
+    if not whole or len(ranks) != count:
+        what = f"{_shown(ranks)}; expected {count} whole numbers, 1 for the best"
+        raise RowProblem("ranks do not fit the responses", what)
+    if len(set(ranks)) == 1:
+        raise RowProblem("all responses share one rank", "none is better than another")
+    return list(ranks)
+
+
+def _parse_rating(row: Values) -> Example:
+    example = _parse_completion(row)
+    given = row.get("scores")
+    scores = given if isinstance(given, dict) else {"score": given}
+    known = {name: _number(f"scores.{name}", v) for name, v in scores.items() if v is not None}
+    if not known:
+        raise RowProblem("scores holds no number", _shown(given))
+    example.targets = {"scores": known}
+    return example
+
+
+def _parse_steps(row: Values) -> Example:
+    prompt = read_text(row.get("prompt"), "prompt")
+    check_prompt(prompt, "prompt")
+    steps, labels = row.get("completions"), row.get("labels")
+    if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
+        raise RowProblem("completions is no list of steps", _shown(steps))
+    if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
+        raise RowProblem("labels do not fit the steps", f"{_shown(labels)} for {len(steps)} steps")
+    found = [None if label is None else _number("labels", label) for label in labels]
+    if any(label is not None and not 0 <= label <= 1 for label in found):
+        raise RowProblem("a label is no probability", f"{_shown(labels)}; expected 0 to 1")
+    if all(label is None for label in found):
+        raise RowProblem("no step has a label", "at least one is needed")
+    return Example(prompt, parts=list(steps), targets={"labels": found})
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowProblem(f"{name} is no finite number", _shown(value))
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    return shorten(repr(value), 60)
+
+
 PARSERS: dict[str, Callable[[Values], Example]] = {
     "preference": _parse_preference,
     "hh": _parse_hh,
@@ -115,4 +197,7 @@ PARSERS: dict[str, Callable[[Values], Example]] = {
     "messages": _parse_messages,
     "text": _parse_text,
     "prompts": _parse_prompt,
+    "ranking": _parse_ranking,
+    "rating": _parse_rating,
+    "steps": _parse_steps,
 }

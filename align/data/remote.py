@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.data.read import READERS, file_sha256, file_suffix, missing, read_file, rows_sha256
-from align.data.rows import Record
+from align.data.rows import Kind, Record
 from align.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def read_source(
     limit: int | None = None,
     store: bool = False,
     labels: SoftMethod = "majority",
+    kind: Kind = "preference",
 ) -> SourceData:
     """Read a source, wherever it is.
 
@@ -51,13 +52,15 @@ def read_source(
         store: `path` is a FeedbackStore's SQLite file even without a URL's scheme.
         labels: how a store's votes become labels: `majority` drops ties; the others add the column
             `soft_label` and keep them.
+        kind: what a store is asked for: its rankings, its ratings, or else its comparisons.
 
     Raises:
         DataError: the source is missing or cannot be read; the message names the nearest file.
     """
     place = Path(path)
     if is_store(path, store):
-        data = _read_store(path if STORE_URL.match(path) else f"sqlite:///{path}", labels)
+        url = path if STORE_URL.match(path) else f"sqlite:///{path}"
+        data = _read_store(url, labels, kind)
         data.records = data.records[:limit]
         return data
     if place.is_dir():
@@ -118,28 +121,44 @@ def _load_hub(path: str, split: str) -> Dataset:
         ) from error
 
 
-def _read_store(url: str, labels: SoftMethod) -> SourceData:
-    """The comparisons of a feedback store as preference rows, one per pair."""
+def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
+    """What people said in a feedback store: rankings, rated answers, or one row per pair."""
     from sqlalchemy.engine import make_url
 
+    from feedback.schema import Ranking, Rating
     from feedback.store import FeedbackStore
-    from reward.preferences import preferences
+    from reward.preferences import Preferences, preferences
+    from reward.training_rows import ranking_rows, regression_rows
 
     address = make_url(url)
     database = address.database
     if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
-        said = store.settled()  # adjudications in the place of the votes
-        if labels == "majority":
-            found = preferences(said)
+        name, format = store.url, "preference"
+        if kind == "ranking":
+            said = [j for j in store.judgements() if isinstance(j, Ranking)]
+            found, format = Preferences(_counted(ranking_rows(said))), kind
+        elif kind == "rating":
+            rated = [j for j in store.judgements() if isinstance(j, Rating)]
+            found, format = Preferences(regression_rows(rated)), kind
+        elif labels == "majority":
+            found = preferences(store.settled())  # adjudications in the place of the votes
         else:
-            found = preferences(said, soft="column", labels=labels)
-        name = store.url
+            found = preferences(store.settled(), soft="column", labels=labels)
     return SourceData(
         [Record(f"{name}#{i}", row) for i, row in enumerate(found.rows, start=1)],
         rows_sha256(found.rows),
-        format="preference",
+        format=format,
         ties=found.ties,
         contested=found.contested,
     )
+
+
+def _counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row once, with the number of people who said it as its weight."""
+    same: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kept = same.setdefault(repr(row), row | {"weight": 0.0})
+        kept["weight"] += 1.0
+    return list(same.values())

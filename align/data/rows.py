@@ -8,7 +8,9 @@ from typing import Any, Literal, TypeAlias
 from feedback.dialogue import RowProblem
 from feedback.schema import Text
 
-Kind: TypeAlias = Literal["sft", "preference", "prompts"]  # what a stage asks for
+Kind: TypeAlias = Literal[  # what a stage asks for
+    "sft", "preference", "prompts", "ranking", "rating", "steps"
+]
 Values: TypeAlias = dict[str, Any]  # one JSON object: whatever columns a file has
 
 

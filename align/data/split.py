@@ -33,11 +33,23 @@ def split_of(key: str, validation_fraction: float, test_fraction: float, seed: i
 
 
 def split_rows(
-    rows: Iterable[Row], validation_fraction: float, test_fraction: float, seed: int
+    rows: Iterable[Row],
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    fold: str | None = None,
 ) -> dict[str, list[Row]]:
-    """Rows by split, each in the order given."""
+    """Rows by split, each in the order given.
+
+    `fold`, "i/k", makes the i-th of k equal parts of [0, 1) the validation and the rest train.
+    """
     parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     for row in rows:
+        if fold is not None:
+            place, count = map(int, fold.split("/"))
+            inside = int(position_of(row.key, seed) * count) == place
+            parts["validation" if inside else "train"].append(row)
+            continue
         parts[split_of(row.key, validation_fraction, test_fraction, seed)].append(row)
     return parts
 

@@ -53,10 +53,31 @@ def backbone_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tens
     return output.last_hidden_state
 
 
+def states_at(
+    backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor
+) -> Tensor:
+    """Last hidden states of some tokens, without padding where the backbone allows it.
+
+    Args:
+        backbone: without its head.
+        input_ids: (B, T), padded on either side.
+        attention_mask: (B, T).
+        wanted: (B, T) bool, True on N tokens.
+
+    Returns:
+        (N, H), row by row.
+    """
+    real = attention_mask.bool()
+    if can_pack(backbone, input_ids.device) and not bool((wanted & ~real).any()):
+        lengths = [length for length in real.sum(dim=1).tolist() if length]
+        return packed_states(backbone, input_ids[real], lengths, wanted[real])
+    return backbone_states(backbone, input_ids, attention_mask)[wanted]
+
+
 def states_before(
     backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor, kept: Tensor
 ) -> Tensor:
-    """Hidden states from which the kept completion tokens are predicted, without padding.
+    """Hidden states from which the kept completion tokens are predicted.
 
     Args:
         backbone: without its head.
@@ -67,13 +88,10 @@ def states_before(
     Returns:
         (N, H): for each kept token, row by row, the state of the token before it.
     """
-    width, real = kept.shape[1], attention_mask.bool()
-    before = torch.zeros_like(real)
+    width = kept.shape[1]
+    before = torch.zeros_like(attention_mask, dtype=torch.bool)
     before[:, -width - 1 : -1] = kept
-    if can_pack(backbone, input_ids.device) and not bool((before & ~real).any()):
-        lengths = [length for length in real.sum(dim=1).tolist() if length]
-        return packed_states(backbone, input_ids[real], lengths, before[real])
-    return backbone_states(backbone, input_ids, attention_mask)[before]
+    return states_at(backbone, input_ids, attention_mask, before)
 
 
 def score_tokens(

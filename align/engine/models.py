@@ -149,30 +149,40 @@ def _load_adapted(
 
 
 def load_reward_start(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase, *, seed: int, dtype: str = "auto"
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dtype: str = "auto",
+    heads: int = 1,
 ) -> PreTrainedModel:
-    """A one-label classifier on a causal model's backbone, its head freshly initialised.
+    """A classifier on a causal model's backbone, its head or heads freshly initialised.
 
     A directory that holds a reward model already keeps its head.
 
     Raises:
-        ModelError: nothing loadable is there.
+        ModelError: nothing loadable is there, or a reward model with another number of heads.
     """
     try:
         if (Path(path) / "adapter_config.json").is_file():
             policy, trained = load_causal_lm(path, dtype=dtype), False
             config = copy.deepcopy(policy.config)
-            config.num_labels = 1
+            config.num_labels = heads
             model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
             model.base_model.load_state_dict(policy.base_model.state_dict())
         else:
             config = AutoConfig.from_pretrained(str(path))
             trained = any("SequenceClassification" in name for name in config.architectures or [])
+            if trained and config.num_labels != heads:
+                raise ModelError(
+                    f"{path} is a reward model with {config.num_labels} head(s), and {heads} are "
+                    "asked for. Fix: start from the policy, or set objective.heads to its number."
+                )
             model = load_whole(
                 AutoModelForSequenceClassification,
                 path,
                 fresh=None if trained else "score.",
-                num_labels=1,
+                num_labels=heads,
                 dtype=resolve_dtype(dtype),
             )
     except (OSError, ValueError) as error:

@@ -26,6 +26,7 @@ from align.engine.head import (
     states_before,
 )
 from align.engine.models import disable_dropout
+from align.engine.trained import TrainedModule
 from align.errors import ModelError
 from reward.model import load_classifier, read_normalisation
 from reward.score import score_head
@@ -42,7 +43,7 @@ class Evaluation:
     values: Tensor
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(TrainedModule):
     """A causal language model with a value head on its own or a second backbone, or with none.
 
     Advantages that need no critic (RLOO, GRPO, REINFORCE++) train a policy with none: its values
@@ -112,34 +113,6 @@ class ActorCritic(nn.Module):
         """The critic's own parameters: its head, and its backbone where it has one."""
         own = list(self.value_head.parameters()) if self.value_head is not None else []
         return own + (list(self.value_backbone.parameters()) if self.value_backbone else [])
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Trained tensors and buffers, tied tensors once: what a checkpoint has to hold.
-
-        Frozen weights (the base of an adapter) are not repeated in every checkpoint: a resumed
-        run loads them from where the run began.
-        """
-        full = super().state_dict(*args, **kwargs)
-        frozen = {
-            n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad
-        }
-        seen: set[int] = set()
-        kept = {}
-        for name, tensor in full.items():
-            key = tensor.data_ptr()
-            if name in frozen or (key and key in seen):
-                continue
-            seen.add(key)
-            kept[name] = tensor
-        return kept
-
-    @property
-    def _keys_to_ignore_on_save(self) -> list[str]:
-        """What `state_dict` leaves out: transformers asks for it when it loads a checkpoint."""
-        return sorted(super().state_dict().keys() - self.state_dict().keys())
-
-    def tie_weights(self) -> None:
-        """Nothing to do: tied tensors stay one tensor. transformers calls it after loading."""
 
     def save_value(self, folder: Path) -> None:
         """Write the critic, if any, beside a saved policy, for a later run to continue from."""

@@ -1,4 +1,4 @@
-"""`align reward CONFIG` trains a reward model; `align reward serve | score` uses trained ones."""
+"""`align reward CONFIG` trains a reward model; `align reward serve | ...` uses trained ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from align.reward_cli import score, serve
+from align.reward_cli import average, calibrate, evaluate, score, serve
 
 TRAIN = "train"
 
@@ -24,9 +24,9 @@ class StageGroup(TyperGroup):
 
 app = typer.Typer(
     cls=StageGroup,
-    subcommand_metavar="CONFIG [OVERRIDES]... | serve TARGETS... | score MODEL SOURCE TARGET",
+    subcommand_metavar="CONFIG [OVERRIDES]... | COMMAND ...",
     help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
     "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
 )
-for part in (serve, score):
+for part in (serve, score, evaluate, calibrate, average):
     app.add_typer(part.app)

@@ -106,12 +106,12 @@ def load_models(paths: Sequence[str], normalise: bool) -> dict[str, Callable[...
 
     quiet_libraries()
     from align.stages.rewards import model_problems
-    from reward.model import RewardModel
+    from reward.process import load_reward
 
     problems = [p for path in paths for p in model_problems("TARGETS", path, normalise)]
     if problems:
         raise ConfigError(problems)
-    return {path: RewardModel.load(path, normalise=normalise) for path in paths}
+    return {path: load_reward(path, normalise=normalise) for path in paths}
 
 
 def split_name(target: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import AutoConfig
 
@@ -14,11 +15,13 @@ from align.types import RewardFn
 from reward.combine import RewardTerm, Schedule
 from reward.ensemble import EnsembleReward
 from reward.functions import load_reward_function, reward_name
-from reward.model import CONFIG_KEY, RewardModel
+from reward.model import statistics_of
+from reward.posterior_reward import kind_fault, load_posterior_reward
+from reward.process import load_reward
 
 
 def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
-    """Every reward names one thing, reward models carry their statistics, functions import.
+    """Every reward names one thing, reward models carry what is asked of them, functions import.
 
     Raises:
         ConfigError: with every problem found, before any weights are read.
@@ -37,8 +40,10 @@ def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
         if section.kwargs and section.function is None:
             what = f"is for a function, but `{given[0]}` names reward models."
             problems.append(Problem(f"{where}.kwargs", what, "remove it."))
+        found = []
         for path in models_of(section):
-            problems += model_problems(f"{where}.{given[0]}", path, section.normalise is True)
+            found += model_problems(f"{where}.{given[0]}", path, section.normalise is True)
+        problems += found or posterior_problems(where, section)
     problems += sum_problems(sections)
     if problems:
         raise ConfigError(problems)
@@ -63,10 +68,42 @@ def model_problems(where: str, path: str, statistics: bool) -> list[Problem]:
     except (OSError, ValueError):
         fix = "run `align reward` first, or check the path."
         return [Problem(where, f"no reward model at {path}.", fix)]
-    if statistics and not getattr(saved, CONFIG_KEY, None):
+    if statistics and statistics_of(saved) is None:
         fix = "train it with `align reward`, which saves them, or set normalise: false."
         return [Problem(where, f"{path} carries no normalisation statistics.", fix)]
     return []
+
+
+def posterior_problems(where: str, section: RewardSourceSection) -> list[Problem]:
+    """A posterior that the reward does not have, seen without weights; the models are there.
+
+    Args:
+        where: the reward, such as `reward.0`.
+        section: it.
+    """
+    kind = section.posterior
+    key = f"{where}.posterior"
+    if section.dropout is not None and kind != "dropout":
+        what = f"is the rate of `posterior: dropout`, and the posterior is {kind or 'unset'}."
+        return [Problem(f"{where}.dropout", what, "remove it, or set posterior: dropout.")]
+    if kind is None:
+        return []
+    wanted = "ensemble" if kind == "ensemble" else "path"
+    if getattr(section, wanted) is None:
+        what = f"{kind} is of the reward model(s) in `{wanted}`, which is not set."
+        return [Problem(key, what, f"set `{wanted}`, or remove it.")]
+    if section.mode == "worst" and kind == "laplace":
+        what = "worst needs finitely many members, and laplace has none."
+        return [Problem(f"{where}.mode", what, "use lower_bound.")]
+    if kind == "ensemble":
+        return []
+    path = str(section.path)
+    saved = AutoConfig.from_pretrained(path)
+    fault = kind_fault(saved, kind, folder=Path(path), rate=section.dropout)
+    if fault is None:
+        return []
+    what, _, fix = fault.partition(" Fix: ")
+    return [Problem(key, f"{kind} does not fit {path}: {what}", fix)]
 
 
 def sum_problems(sections: Sequence[RewardSourceSection]) -> list[Problem]:
@@ -104,8 +141,20 @@ def open_reward(section: RewardSourceSection) -> tuple[str, RewardFn]:
         return name, EnsembleReward(
             section.ensemble, mode=mode, pessimism=pessimism, normalise=own, name=name
         )
-    model = RewardModel.load(str(section.path), normalise=own)
-    return section.name or model.name, model
+    if section.posterior is not None and section.posterior != "ensemble":
+        reward = load_posterior_reward(
+            str(section.path),
+            section.posterior,
+            mode=section.mode,
+            pessimism=section.pessimism,
+            normalise=own,
+            rate=section.dropout,
+            samples=section.samples,
+            name=section.name,
+        )
+        return reward.__name__, reward
+    model = load_reward(str(section.path), normalise=own)
+    return section.name or model.__name__, model
 
 
 def open_rewards(sections: Sequence[RewardSourceSection]) -> RewardScorer:

@@ -137,6 +137,27 @@ CASES = {
         None,
         {"prompt": "Sky?", "answer": "blue"},
     ),
+    "ranking": (
+        "ranking",
+        {"prompt": "Sky?", "responses": ["Red.", "Blue."], "order": [1, 0]},
+        None,
+        None,
+        {"prompt": "Sky?", "responses": ["Red.", "Blue."], "order": [1, 0]},
+    ),
+    "rating": (
+        "rating",
+        {"prompt": "Sky?", "completion": "Blue.", "scores": {"helpful": 7}},
+        {"prompt": "Sky?", "completion": "Blue."},
+        None,
+        {"prompt": "Sky?", "scores": {"helpful": 7}},
+    ),
+    "steps": (
+        "steps",
+        {"prompt": "Sky?", "completions": ["It is day.", "Blue."], "labels": [True, True]},
+        None,
+        None,
+        None,
+    ),
 }
 
 

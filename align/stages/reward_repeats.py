@@ -1,0 +1,127 @@
+"""Reward models trained several times: k folds to measure settings, or the members of an ensemble.
+
+With folds every comparison is judged once by a model that was not trained on its prompt, so the
+whole set measures what a single held-out part would leave to chance. The model to use is none of
+the folds': train it on everything, once the settings are chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.errors import ConfigError, Problem
+from align.evaluate.significance import seeds_interval
+from align.run import write_json
+
+FIGURES = ("accuracy", "log_loss", "ece", "soft_log_loss", "kendall_tau", "spearman", "mae")
+Train = Callable[[list[str]], Path]  # overrides to the run's directory
+
+
+def run_folds(
+    folder: Path, folds: int, repeats: int, seed: int, split_seed: int, train: Train
+) -> dict[str, Any]:
+    """Train `folds` times `repeats` models and write `folds.json`; finished ones are read.
+
+    Args:
+        folder: each run has its own directory inside.
+        folds: k, 2 or more.
+        repeats: whole cross-validations; each has other folds and other seeds.
+        seed: `run.seed` of the first.
+        split_seed: `data.split_seed` of the first.
+        train: trains with further overrides and returns the run's directory.
+
+    Returns:
+        Mean, interval and values of each figure. The interval is Student's over all runs; folds
+        share most of their training data, so it is too narrow (Bengio and Grandvalet 2004, JMLR 5).
+
+    Raises:
+        ConfigError: fewer than two folds, or no repeat.
+        AlignError: of a training.
+    """
+    if folds < 2 or repeats < 1:
+        what = f"{folds} folds and {repeats} repeats; expected 2 or more, and 1 or more."
+        raise ConfigError([Problem("--folds", what)])
+    runs = []
+    for repeat in range(repeats):
+        for fold in range(folds):
+            place = folder / f"repeat-{repeat}" / f"fold-{fold}"
+            given = [
+                f"run.dir={place}",
+                f"run.seed={seed + repeat}",
+                f"data.fold={fold}/{folds}",
+                f"data.split_seed={split_seed + repeat}",
+            ]
+            if not finished(place):
+                train(given)
+            runs.append(json.loads((place / "run.json").read_text(encoding="utf-8"))["results"])
+    summary = summarise([run.get("validation", {}) for run in runs])
+    found = {"folds": folds, "repeats": repeats, "summary": summary}
+    write_json(folder / "folds.json", found)
+    return found
+
+
+def run_members(folder: Path, members: int, seed: int, train: Train) -> list[Path]:
+    """Train one reward model for each seed on the same data, and write `ensemble.json`.
+
+    Finished members are read. Each has its own head, order of rows and, from `run.seed` on,
+    everything else that a seed decides; the split of the data is common.
+
+    Args:
+        folder: each member has its own directory inside.
+        members: how many, 2 or more.
+        seed: `run.seed` of the first.
+        train: trains with further overrides and returns the run's directory.
+
+    Returns:
+        The members' models: what `reward: [{ensemble: [...]}]` names.
+
+    Raises:
+        ConfigError: fewer than two members.
+        AlignError: of a training.
+    """
+    if members < 2:
+        what = f"{members}; disagreement needs at least 2."
+        raise ConfigError([Problem("--members", what)])
+    models, found = [], []
+    for member in range(members):
+        place = folder / f"member-{member}"
+        if not finished(place):
+            train([f"run.dir={place}", f"run.seed={seed + member}"])
+        models.append(place / "model")
+        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        found.append(record["results"].get("validation", {}))
+    names = [str(model) for model in models]
+    write_json(folder / "ensemble.json", {"ensemble": names, "summary": summarise(found)})
+    return models
+
+
+def finished(place: Path) -> bool:
+    """Whether a run's directory holds a whole run."""
+    file = place / "run.json"
+    if not file.is_file():
+        return False
+    return bool(json.loads(file.read_text(encoding="utf-8")).get("status") == "completed")
+
+
+def summarise(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and interval of every figure that all runs have."""
+    found: dict[str, Any] = {"n": sum(part.get("n", 0) for part in parts)}
+    for name in FIGURES:
+        values = [part[name] for part in parts if part.get(name) is not None]
+        if len(values) == len(parts):
+            found[name] = seeds_interval(values).as_dict() | {"values": values}
+    return found
+
+
+def in_words(found: dict[str, Any]) -> list[str]:
+    """The summary, a line for each figure."""
+    summary = found["summary"]
+    lines = [f"{found['folds']} folds, {found['repeats']} repeat(s), {summary['n']} judged"]
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
+            lines.append(f"{name.replace('_', ' ')} {value['value']:.3f} {interval}")
+    return lines

@@ -1,0 +1,333 @@
+"""Reward models on real preferences: Align's beside TRL's RewardTrainer and a length-only rule.
+
+    python -m benchmarks.reward_models --json reward_models.json
+
+Three sets, split by prompt anew for every seed: hh_harmless (pairs), gsm8k_solutions (a correct
+solution against a wrong one; and all four as a ranking with ties) and pandalm_votes (three votes a
+pair). A small Llama, tokenizer and weights made from the training prompts' texts alone, is the
+start of every arm: TRL's RewardTrainer as its documentation shows it, `align reward` with the same
+batch size, learning rate and epochs, and `align reward` with an objective that TRL lacks (four
+heads, rankings, soft labels). Measured on held-out pairs: accuracy, log-loss and calibration error;
+of the four heads also whether their disagreement finds the pairs that they get wrong (AUROC).
+Calibration: a temperature fitted on one half of the held-out prompts, measured on the other.
+
+Differences to TRL are paired by seed. Leaves out anything that a pretrained model would add: these
+figures say that two trainers agree, not how good reward models are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from align.config import RewardStage, load_config
+from align.config.sections import DataSection
+from align.data import load_splits
+from align.data.rows import plain_text, prompt_key
+from align.data.split import position_of
+from align.engine.create import create_model
+from align.errors import DataError
+from align.evaluate.significance import seeds_interval
+from align.run import open_run
+from align.stages import reward as reward_stage
+from benchmarks.paired import machine, versions
+from benchmarks.soft_labels import MODEL, VOCABULARY, warm_up_rows
+from feedback.aggregate import by_pair
+from reward.calibrate import Temperature
+from reward.calibration_check import check_calibration
+from reward.metrics import accuracy, calibration_error, fit_length_rule, length_margins, log_loss
+from reward.model import RewardModel
+from reward.preferences import preferences
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+HELD_OUT = 0.25  # of the prompts
+Row = dict[str, Any]
+Json = dict[str, Any]
+
+
+def hh_rows(folder: Path) -> list[Row]:
+    """Prompt, chosen, rejected of hh_harmless."""
+    path = str(folder / "hh_harmless.jsonl.gz")
+    section = DataSection.model_validate(
+        {"train": path, "validation_fraction": 0, "bad_rows": "quarantine"}
+    )
+    return load_splits(section, "preference").train.to_list()
+
+
+def gsm8k_rankings(folder: Path) -> list[Row]:
+    """Four solutions of a question, the right ones on place 1; questions with both kinds."""
+    rows = []
+    with gzip.open(folder / "gsm8k_solutions.jsonl.gz", "rt") as file:
+        for line in file:
+            row = json.loads(line)
+            answers: dict[str, int] = {}
+            for solver in SOLVERS:
+                answers.setdefault(row[solver]["solution"], 1 if row[solver]["is_correct"] else 2)
+            if len(set(answers.values())) == 2:
+                question = row["question"].strip() + "\n"
+                ranks = list(answers.values())
+                rows.append({"prompt": question, "responses": list(answers), "ranks": ranks})
+    return rows
+
+
+def pairs_of(rankings: Sequence[Row]) -> list[Row]:
+    """Every right solution against every wrong one."""
+    return [
+        {"prompt": row["prompt"], "chosen": good, "rejected": bad}
+        for row in rankings
+        for good, place in zip(row["responses"], row["ranks"], strict=True)
+        for bad, other in zip(row["responses"], row["ranks"], strict=True)
+        if place < other
+    ]
+
+
+def pandalm_rows(folder: Path) -> tuple[list[Row], list[Row]]:
+    """Majorities without ties, and soft labels with them."""
+    from benchmarks.soft_labels import load_votes
+
+    votes = load_votes(folder / "pandalm_votes.jsonl.gz")
+    assert by_pair(votes)
+    return preferences(votes).rows, preferences(votes, soft="column", labels="votes").rows
+
+
+def arms_of(name: str, folder: Path) -> dict[str, tuple[list[Row], list[str]]]:
+    """What each arm trains on, and its overrides; the first arm's held-out rows judge all."""
+    four = ["objective.heads=4"]
+    if name == "hh_harmless":
+        rows = hh_rows(folder)
+        return {"trl": (rows, []), "align": (rows, []), "align, 4 heads": (rows, four)}
+    if name == "gsm8k_solutions":
+        rankings = gsm8k_rankings(folder)
+        pairs = pairs_of(rankings)
+        ranked = ["objective.kind=rankings", "objective.loss=pairs-of-answers"]
+        return {
+            "trl": (pairs, []),
+            "align": (pairs, []),
+            "align, rankings": (rankings, ranked),
+            "align, 4 heads": (pairs, four),
+        }
+    hard, soft = pandalm_rows(folder)
+    return {
+        "trl": (hard, []),
+        "align": (hard, []),
+        "align, soft labels": (soft, []),
+        "align, 4 heads": (hard, four),
+    }
+
+
+SETS = ("hh_harmless", "gsm8k_solutions", "pandalm_votes")
+
+
+def held_out(row: Row, seed: int) -> bool:
+    """Whether a row's prompt is held out under a seed."""
+    return position_of(prompt_key(row["prompt"]), seed, b"bench") < HELD_OUT
+
+
+def write(path: Path, rows: Sequence[Row]) -> Path:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def start_model(folder: Path, rows: Sequence[Row], seed: int, steps: int) -> Path:
+    """A base model with a tokenizer of the training texts, after some steps of SFT on them."""
+    answers = [
+        {"prompt": row["prompt"], "completion": row[side]}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    texts = {plain_text(row[name]) for row in answers for name in ("prompt", "completion")}
+    corpus = write(folder / "texts.jsonl", [{"text": text} for text in sorted(texts)])
+    base = create_model(
+        MODEL,
+        folder / "base",
+        tokenizer_data=[corpus],
+        vocab_size=VOCABULARY,
+        chat_template="chatml",
+        seed=seed,
+    )
+    return warm_up_rows(base, answers, folder, seed, steps)
+
+
+def by_trl(start: Path, rows: Sequence[Row], folder: Path, seed: int, given: Any) -> RewardModel:
+    """TRL's RewardTrainer as its documentation shows it."""
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    args = RewardConfig(
+        output_dir=str(folder),
+        num_train_epochs=given.epochs,
+        learning_rate=given.learning_rate,
+        per_device_train_batch_size=16,
+        max_length=384,
+        warmup_steps=10,
+        seed=seed,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    data = Dataset.from_list(list(rows))
+    trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    return RewardModel(model.eval(), tokenizer)
+
+
+def by_align(
+    start: Path, data: Path, folder: Path, seed: int, given: Any, more: Sequence[str]
+) -> RewardModel:
+    """A reward model by `align reward`."""
+    overrides = [
+        f"run.dir={folder}",
+        f"run.seed={seed}",
+        f"model.path={start}",
+        f"data.train={data}",
+        "data.validation_fraction=0",
+        "data.deduplicate=none",
+        f"trainer.num_train_epochs={given.epochs}",
+        f"trainer.learning_rate={given.learning_rate}",
+        "trainer.per_device_train_batch_size=16",
+        "trainer.max_length=384",
+        "trainer.warmup_steps=10",
+        "trainer.save_strategy=no",
+        "tracking.report_to=[none]",
+        "normalisation.prompts=16",
+        "normalisation.max_new_tokens=8",
+        *more,
+    ]
+    config = load_config(RewardStage, None, overrides)
+    with open_run(config, command=["benchmarks.reward_models"]) as run:
+        reward_stage.run(config, run)
+    return RewardModel.load(folder / "model", normalise=False)
+
+
+def measure(model: RewardModel, rows: Sequence[Row], seed: int) -> Json:
+    """Held-out figures of one model."""
+    prompts = [row["prompt"] for row in rows]
+    sides = [[row[side] for row in rows] for side in ("chosen", "rejected")]
+    heads = [model.heads_scores(prompts, side) for side in sides]
+    each = (heads[0] - heads[1]).double().numpy()  # (K, n)
+    margins = each.mean(axis=0)
+    keys = [prompt_key(prompt) for prompt in prompts]
+    share = accuracy(margins, keys)
+    found: Json = {
+        "accuracy": share.value,
+        "log_loss": log_loss(margins),
+        "ece": calibration_error(margins, seed=seed).ece,
+        "n": len(rows),
+    }
+    with suppress(DataError):  # no temperature helps margins that point nowhere
+        calibration, check = check_calibration(margins, groups=keys, seed=seed)
+        assert isinstance(calibration, Temperature)
+        found |= {"ece_before": check.before.ece.value, "ece_after": check.after.ece.value}
+        found |= {"ece_of_calibrated": check.after.expected, "temperature": calibration.temperature}
+    wrong = margins <= 0
+    if len(each) > 1 and 0 < wrong.sum() < len(wrong):
+        found["disagreement_auroc"] = float(roc_auc_score(wrong, each.std(axis=0)))
+    return found
+
+
+def run_set(name: str, seed: int, given: Any) -> Json:
+    """All arms of one set and seed."""
+    arms = arms_of(name, given.data)
+    judged = [row for row in arms["trl"][0] if held_out(row, seed)]
+    found: Json = {"seed": seed, "set": name, "arms": {}}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        known = [row for row in arms["trl"][0] if not held_out(row, seed)]
+        start = start_model(folder, known, seed, given.warm_up)
+        lengths = [
+            [[len(plain_text(row[side])) for row in part] for side in ("chosen", "rejected")]
+            for part in (known, judged)
+        ]
+        rule = fit_length_rule(*lengths[0])
+        found["length_only"] = accuracy(length_margins(*lengths[1], rule)).value
+        for arm, (rows, more) in arms.items():
+            mine = [row for row in rows if not held_out(row, seed)]
+            started = time.perf_counter()
+            if arm == "trl":
+                model = by_trl(start, mine, folder / "trl", seed, given)
+            else:
+                place = folder / arm.replace(", ", "-").replace(" ", "-")
+                data = write(folder / f"{place.name}.jsonl", mine)
+                model = by_align(start, data, place, seed, given, more)
+            found["arms"][arm] = measure(model, judged, seed)
+            found["arms"][arm]["seconds"] = round(time.perf_counter() - started, 1)
+            print(f"{name} seed {seed} {arm}: {json.dumps(found['arms'][arm])}", flush=True)
+    return found
+
+
+def summarise(runs: Sequence[Json]) -> Json:
+    """Means over seeds with intervals, and paired differences to TRL."""
+    table: Json = {}
+    for name in dict.fromkeys(run["set"] for run in runs):
+        mine = [run for run in runs if run["set"] == name]
+        table[name] = {"length_only": over([run["length_only"] for run in mine])}
+        for arm in mine[0]["arms"]:
+            figures = mine[0]["arms"][arm]
+            table[name][arm] = {
+                key: over([run["arms"][arm][key] for run in mine])
+                for key in figures
+                if all(key in run["arms"][arm] for run in mine)
+            }
+            table[name][arm]["accuracy minus trl"] = over(
+                [run["arms"][arm]["accuracy"] - run["arms"]["trl"]["accuracy"] for run in mine]
+            )
+            table[name][arm]["log_loss minus trl"] = over(
+                [run["arms"][arm]["log_loss"] - run["arms"]["trl"]["log_loss"] for run in mine]
+            )
+    return table
+
+
+def over(values: Sequence[float]) -> Json:
+    """Mean and interval over seeds; of one seed, its value."""
+    if len(values) < 2:
+        return {"value": float(np.mean(values))}
+    return seeds_interval(values).as_dict()
+
+
+def main() -> None:
+    """Run, print and write the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the three sets")
+    parser.add_argument("--sets", default=",".join(SETS), help="with commas")
+    parser.add_argument("--seeds", default="0,1,2", help="with commas")
+    parser.add_argument("--warm-up", type=int, default=100, help="steps of SFT before")
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = [
+        run_set(name, int(seed), given)
+        for name in given.sets.split(",")
+        for seed in given.seeds.split(",")
+    ]
+    table = summarise(runs)
+    print(json.dumps(table, indent=1))
+    if given.json:
+        report = {"summary": table, "runs": runs, "settings": vars(given), "device": machine()}
+        report |= {"versions": versions(["torch", "transformers", "trl"])}
+        given.json.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Labelled answers in every shape that people keep them in, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError
+from align.evaluate.reward_rows import read_labelled
+from feedback.records import new_item
+from feedback.schema import Comparison, Ranking, Rating, Thumb
+from feedback.store import FeedbackStore
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_rows(rows: list, name: str = "rows.jsonl") -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write_rows
+
+
+def said(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_pairs_with_category_weight_and_columns(write):
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "kind": "x", "weight": 2, "answer": "7"},
+        {"prompt": "q", "chosen": "c", "rejected": "d", "kind": "y", "soft_label": 0.25},
+        {"prompt": "r", "chosen": "c", "rejected": "d", "soft_label": 0.5},
+    ]
+    found = read_labelled(write(rows), category="kind")
+    one, two, three = found.sets
+    assert (one.answers, one.grades, one.category, one.weight) == (("a", "b"), (1, 0), "x", 2)
+    assert one.columns == {"kind": "x", "answer": "7"}
+    assert (two.answers, two.grades, two.soft) == (("d", "c"), (0.75, 0.25), 0.75)
+    assert (three.category, three.decided, found.undecided) == ("", False, 1)
+    assert found.rows == 3
+
+
+def test_columns_of_other_names_and_inside_objects(write):
+    rows = [{"q": "p", "good": "a", "poor": "b", "meta": {"kind": "x"}}]
+    names = {"prompt": "q", "chosen": "good", "rejected": "poor"}
+    one = read_labelled(write(rows), category="meta.kind", columns=names).sets[0]
+    assert (one.prompt, one.answers, one.category) == ("p", ("a", "b"), "x")
+
+
+def test_lists_of_answers(write):
+    """The layout of RewardBench 2: one right answer, three wrong ones."""
+    rows = [{"prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "maths"}]
+    one = read_labelled(write(rows), category="subset").sets[0]
+    assert (one.answers, one.grades, one.category) == (tuple("abcd"), (1, 0, 0, 0), "maths")
+
+
+def test_rankings_and_ratings_in_one_row(write):
+    prompt = [{"role": "user", "content": "p"}]
+    rows = [
+        {"prompt": prompt, "responses": ["a", "b", "c"], "order": [2, 0, 1]},
+        {"prompt": prompt, "responses": [said("a"), said("b")], "scores": [1, {"x": 2, "y": 4}]},
+    ]
+    ranked, rated = read_labelled(write(rows)).sets
+    assert ranked.answers == (said("a"), said("b"), said("c"))
+    assert ranked.grades == (1, 0, 2)
+    assert rated.grades == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["score", "rating", "label"])
+def test_rated_answers_come_together_by_prompt(write, name):
+    rows = [
+        {"prompt": "p", "completion": "a", name: 1, "kind": "x"},
+        {"prompt": "alone", "completion": "a", name: 1},
+        {"prompt": "p", "completion": "b", name: 0, "kind": "x"},
+        {"prompt": "P ", "completion": "b", name: 1, "kind": "x"},
+    ]
+    found = read_labelled(write(rows), category="kind")
+    assert len(found.sets) == 1
+    assert found.sets[0].answers == ("a", "b")
+    assert found.sets[0].grades == (1, 0.5)
+
+
+def test_bad_rows_are_refused_or_counted(write):
+    rows = [
+        {"prompt": "p", "responses": ["a", "b"], "order": [0, 1]},
+        {"prompt": "p", "responses": ["a", "b"], "order": [0, 0]},
+        {"prompt": "p", "responses": ["a"], "order": [0]},
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]},
+        {"prompt": "p", "responses": ["a", 3], "order": [0, 1]},
+        {"prompt": "p", "responses": ["a", "b"], "order": [0, 1], "weight": -1},
+    ]
+    path = write(rows)
+    with pytest.raises(
+        DataError, match=r"5 rows cannot be used:\n.*rows.jsonl:2: order is no order"
+    ):
+        read_labelled(path)
+    found = read_labelled(path, skip_bad=True)
+    assert len(found.sets) == 1
+    assert found.bad == {
+        "order is no order of the responses": 1,
+        "responses is no list of answers": 1,
+        "scores is no number": 1,
+        "an answer has the wrong type": 1,
+        "weight is negative": 1,
+    }
+
+
+def test_what_says_nothing_is_refused(write, tmp_path):
+    with pytest.raises(DataError, match="do not say which answer is better"):
+        read_labelled(write([{"prompt": "p", "completion": "a"}]))
+    with pytest.raises(DataError, match="no row says which of two answers is better"):
+        read_labelled(write([{"prompt": "p", "responses": ["a", "b"], "scores": [1, 1]}]))
+    with pytest.raises(DataError, match="no row has a category in the column 'kind'"):
+        read_labelled(write([{"prompt": "p", "chosen": "a", "rejected": "b"}]), category="kind")
+    with pytest.raises(DataError, match="no such file"):
+        read_labelled(str(tmp_path / "gone.jsonl"))
+    with pytest.raises(DataError, match="has no column 'q'"):
+        read_labelled(write([{"prompt": "p", "chosen": "a", "rejected": "b"}]),
+                      columns={"prompt": "q"})  # fmt: skip
+
+
+def test_a_store_holds_all_kinds(tmp_path):
+    url = f"sqlite:///{tmp_path / 'votes.db'}"
+    with FeedbackStore(url) as store:
+        store.add_items([new_item("pair", "p", ["a", "b"], columns={"kind": "x"})])
+        said_of_pairs = [
+            Comparison("p", "a", "b", label, who)
+            for label, who in (("a", "ann"), ("a", "ben"), ("b", "cem"))
+        ]
+        store.add_judgements(
+            [
+                *said_of_pairs,
+                Ranking("r", ("a", "b", "c"), (1, 2, 0), "ann"),
+                Rating("s", "a", {"helpful": 2}, "ann"),
+                Rating("s", "b", {"helpful": 6}, "ann"),
+                Thumb("t", "a", True, "ann"),
+                Thumb("t", "b", False, "ann"),
+            ]
+        )
+    found = read_labelled(url, category="kind")
+    assert found.rows == 8
+    pair, ranking, rating, thumb = found.sets
+    assert (pair.answers, pair.category) == (("a", "b"), "x")
+    assert pair.grades == pytest.approx((2 / 3, 1 / 3))
+    assert ranking.grades == (0, 2, 1)
+    assert (rating.grades, thumb.grades) == ((2, 6), (1, 0))
+    with pytest.raises(DataError, match="no such file"):
+        read_labelled(f"sqlite:///{tmp_path / 'gone.db'}")
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("shared/data is not beside the project")
+    return SHARED
+
+
+@pytest.mark.data
+def test_real_dialogues(shared):
+    found = read_labelled(str(shared / "hh_harmless.jsonl.gz"), skip_bad=True)
+    assert found.bad == {"chosen is empty": 4}
+    assert (found.rows, len(found.sets), found.undecided) == (1500, 1496, 0)
+    assert {len(one.answers) for one in found.sets} == {2}
+
+
+@pytest.mark.data
+def test_real_votes(shared):
+    path = shared / "pandalm_votes.jsonl.gz"
+    found = read_labelled(str(path), category="motivation_app", skip_bad=True)
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        raw = [json.loads(line) for line in stream]
+    kinds = {row["motivation_app"] for row in raw}
+    assert {one.category for one in found.sets} == kinds
+    votes = {(row["response1"], row["response2"]): [row[f"annotator{i}"] for i in (1, 2, 3)]
+             for row in raw if isinstance(row["response1"], str)}  # fmt: skip
+    checked = 0
+    for one in found.sets:
+        for turned in (False, True):
+            cast = votes.get(one.answers[::-1] if turned else one.answers)
+            if cast is not None:
+                share = sum({0: 0.5, 1: 1.0, 2: 0.0}[v] for v in cast) / 3
+                checked += one.soft == pytest.approx(1 - share if turned else share)
+    assert checked > 600
+    assert 0 < found.undecided < 150
+
+
+@pytest.mark.data
+def test_real_marks(shared):
+    names = {"prompt": "question", "completion": "175b_verification.solution",
+             "label": "175b_verification.is_correct"}  # fmt: skip
+    with pytest.raises(DataError, match="no row says which of two answers"):  # one answer each
+        read_labelled(str(shared / "gsm8k_solutions.jsonl.gz"), columns=names)

@@ -1,0 +1,207 @@
+"""Averaged reward models: equal to a mean by hand, loadable, and refused where no mean exists."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+)
+
+from align.engine.create import train_tokenizer
+from reward import averaging
+from reward.averaging import average_models, measure_normalisation
+from reward.errors import ModelError
+from reward.model import Normalisation, RewardModel, read_normalisation, write_normalisation
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "Where is my order?", "I")] * 4
+ANSWERS = [[{"role": "assistant", "content": f"Yes {i}."}] for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_llama, tiny_tokenizer, tmp_path_factory):
+    """`make(seed, **config)`: a saved reward model, moved a little from one start by its seed."""
+    place = tmp_path_factory.mktemp("members")
+
+    def save(seed: int, name: str = "", shard: str = "5GB", dtype=torch.float32, **changes) -> Path:
+        config = copy.deepcopy(tiny_llama(seed=5).config)
+        config.num_labels = 1
+        for key, value in changes.items():
+            setattr(config, key, value)
+        torch.manual_seed(5)
+        model = LlamaForSequenceClassification(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.01 * torch.randn(weight.shape, generator=generator)
+        write_normalisation(model, Normalisation(0.5 + seed, 2.0, 8, "p"))
+        folder = place / (name or f"m{seed}") / "model"
+        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def members(make) -> list[Path]:
+    return [make(1), make(2), make(3, shard="20KB")]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0, 0.0]])
+@pytest.mark.parametrize("first", [0, 2])  # one file, or many
+def test_the_average_is_the_mean_by_hand(members, weights, first, tmp_path):
+    chosen = [members[first], *(m for i, m in enumerate(members) if i != first)]
+    made = average_models(chosen, tmp_path / "average", weights)
+    shares = [1 / 3] * 3 if weights is None else [0.75, 0.25, 0.0]
+    assert made.weights == pytest.approx(shares)
+    found, parts = tensors(tmp_path / "average"), [tensors(m) for m in chosen]
+    assert found.keys() == parts[0].keys()
+    assert made.tensors == len(found)
+    assert made.numbers == sum(t.numel() for t in found.values())
+    for name, tensor in found.items():
+        by_hand = sum(s * p[name].double() for s, p in zip(shares, parts, strict=True))
+        assert torch.equal(tensor, by_hand.float()), name
+    written, laid = (
+        sorted(file.name for file in folder.glob("*.safetensors"))
+        for folder in (tmp_path / "average", chosen[0])
+    )
+    assert written == laid
+    assert (len(written) > 1) == (first == 2)
+    assert 0.9 < made.similarity < 1
+
+
+def test_it_loads_and_scores(members, tmp_path):
+    average_models(members, tmp_path / "average")
+    model = RewardModel.load(tmp_path / "average", normalise=False)
+    by_hand = AutoModelForSequenceClassification.from_pretrained(str(members[0]))
+    parts = [tensors(member) for member in members]
+    by_hand.load_state_dict({k: sum(p[k] for p in parts) / 3 for k in parts[0]})
+    tokenizer = AutoTokenizer.from_pretrained(str(members[0]))
+    expected = RewardModel(by_hand.eval(), tokenizer).score(PROMPTS, ANSWERS)
+    assert model.score(PROMPTS, ANSWERS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_statistics_of_members_are_dropped_and_measured_again(members, tmp_path):
+    made = average_models(members, tmp_path / "average")
+    assert made.dropped == ("align_reward",)
+    with pytest.raises(ModelError, match="carries no normalisation statistics"):
+        RewardModel.load(tmp_path / "average")
+    found = measure_normalisation(tmp_path / "average", PROMPTS, ANSWERS, "base")
+    assert (found.samples, found.policy) == (12, "base")
+    model = RewardModel.load(tmp_path / "average")
+    assert read_normalisation(model.model) == found
+    scores = torch.tensor(model(PROMPTS, ANSWERS)).double()
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(scores.std()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 10**9])
+def test_the_size_of_a_piece_changes_nothing(members, piece, tmp_path, monkeypatch):
+    average_models(members, tmp_path / "whole")
+    monkeypatch.setattr(averaging, "PIECE", piece)
+    average_models(members, tmp_path / "pieces")
+    one, two = (tensors(tmp_path / name) for name in ("whole", "pieces"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_bfloat16_stays(make, tmp_path):
+    folders = [make(s, f"half{s}", dtype=torch.bfloat16) for s in (1, 2)]
+    average_models(folders, tmp_path / "average")
+    found, parts = tensors(tmp_path / "average"), [tensors(f) for f in folders]
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, (sum(p[name].double() for p in parts) / 2).bfloat16())
+
+
+def test_models_of_different_starts_are_told_apart(make, tiny_llama, tiny_tokenizer, tmp_path):
+    folder = tmp_path / "other"
+    config = copy.deepcopy(tiny_llama(seed=5).config)
+    config.num_labels = 1
+    torch.manual_seed(77)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    assert average_models([make(1), folder], tmp_path / "noise").similarity < 0.5
+
+
+@pytest.fixture
+def refused(members, tmp_path):
+    """Averaging the first member with another fails, and leaves nothing."""
+
+    def check(other: Path | list[Path], message: str, **settings) -> None:
+        paths = other if isinstance(other, list) else [members[0], other]
+        with pytest.raises(ModelError, match=message):
+            average_models(paths, tmp_path / "average", **settings)
+        assert not list(tmp_path.glob("*average*"))
+
+    return check
+
+
+def test_mismatched_models_are_refused(make, members, refused, tiny_tokenizer, tmp_path):
+    refused(make(4, "wide", intermediate_size=32), "intermediate_size is 64 in one and 32")
+    refused(make(5, "half", dtype=torch.bfloat16), "F32.*BF16")
+    refused([members[0]], "at least two models; got 1")
+    refused(members, "came with the weights", weights=[1.0, 2.0])
+    refused(members, "none negative", weights=[1.0, -1.0, 1.0])
+    refused(tmp_path / "gone", "there is no such directory")
+
+
+def test_another_tokenizer_is_refused(make, refused, tiny_tokenizer):
+    folder = make(6, "words")
+    other = train_tokenizer(iter(["other words make other pieces of words"] * 9), 300)
+    other.chat_template = tiny_tokenizer.chat_template
+    other.save_pretrained(folder)
+    refused(folder, "another vocabulary")
+    turned = make(7, "template")
+    file = turned / "chat_template.jinja"
+    file.write_text(file.read_text() + "{# other #}")
+    refused(turned, "another chat template")
+
+
+def test_damaged_members_are_refused(make, refused):
+    nan = make(8, "nan")
+    file = nan / "model.safetensors"
+    found = load_file(file)
+    found["score.weight"][0, 3] = float("nan")
+    save_file(found, file, metadata={"format": "pt"})
+    refused(nan, r"nan.model: score.weight holds NaN")
+    less = make(9, "less")
+    found = load_file(less / "model.safetensors")
+    del found["score.weight"]
+    save_file(found, less / "model.safetensors", metadata={"format": "pt"})
+    refused(less, "different tensors, such as score.weight")
+    cut = make(10, "cut")
+    file = cut / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(cut, "holds no whole model")
+    adapter = make(11, "adapter")
+    (adapter / "adapter_config.json").write_text("{}")
+    refused(adapter, "is an adapter")
+
+
+def test_nothing_is_overwritten_and_foreign_files_stay_behind(members, make, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    with pytest.raises(ModelError, match="exists already"):
+        average_models(members, tmp_path / "taken")
+    source = make(12, "extras")
+    for name in ("MANIFEST.json", "training_args.bin", "posterior.safetensors"):
+        (source / name).write_text("of one member")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"align_temperature": 2.0}))
+    made = average_models([source, members[0]], tmp_path / "average")
+    assert made.dropped == ("align_reward", "align_temperature")
+    names = {file.name for file in (tmp_path / "average").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not names & {"MANIFEST.json", "training_args.bin", "posterior.safetensors"}

@@ -1,0 +1,100 @@
+"""Steps: where each ends in the tokens, and what their scores make of an answer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from reward.errors import RewardError
+from reward.model import CONFIG_KEY, Normalisation, RewardModel
+from reward.process import ProcessReward, encode_steps, load_reward, scorer_of
+from reward.score import encode_answer
+from reward.steps import join_steps, split_steps
+
+STEPS = ["First add two.", "Then take one away.", "So it is seven."]
+CHAT = [{"role": "user", "content": "What is it?"}]
+
+
+@pytest.fixture
+def reward(tiny_tokenizer) -> RewardModel:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    return RewardModel(LlamaForSequenceClassification(config).eval(), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("prompt", ["What is it? ", CHAT])
+def test_a_step_ends_where_the_next_begins(prompt, tiny_tokenizer):
+    ids, ends = encode_steps(prompt, STEPS, tiny_tokenizer)
+    text = join_steps(STEPS)
+    answer = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    assert ids == encode_answer(prompt, answer, tiny_tokenizer)
+    assert ends[-1] == len(ids) - 1
+    assert ends == sorted(set(ends))
+    for end, step, later in zip(ends[:-1], STEPS[:-1], STEPS[1:], strict=True):
+        so_far = tiny_tokenizer.decode(ids[: end + 1])
+        assert so_far.rstrip().endswith(step)
+        assert not so_far.endswith(later.split()[0])
+
+
+def test_lines_are_steps():
+    assert split_steps("one\n\ntwo\n") == ["one", "two"]
+    assert split_steps("") == [""]
+    assert split_steps(" \n") == [" \n"]
+
+
+def test_a_step_is_read_with_what_comes_before_it_and_nothing_after(reward):
+    """The score of step 2 is that of the tokens up to its end; later steps change nothing."""
+    process = ProcessReward(reward)
+    (all_three,) = process.step_scores(["What is it? "], [join_steps(STEPS)])
+    other = [*STEPS[:2], "So it is nine hundred."]
+    (changed,) = process.step_scores(["What is it? "], [join_steps(other)])
+    assert all_three[:2] == pytest.approx(changed[:2], abs=1e-5)
+    assert all_three[2] != pytest.approx(changed[2], abs=1e-3)
+    whole = reward.score(["What is it? "], [join_steps(STEPS)])
+    assert all_three[2] == pytest.approx(whole[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "make"),
+    [("min", min), ("prod", math.prod), ("last", lambda p: p[-1]), ("mean", lambda p: sum(p) / 3)],
+)
+def test_how_steps_make_a_score(how, make, reward):
+    process = ProcessReward(reward, how)
+    (steps,) = process.step_scores([CHAT], [join_steps(STEPS)])
+    chances = [1 / (1 + math.exp(-score)) for score in steps]
+    found = process([CHAT, CHAT], [join_steps(STEPS), "One step."])
+    assert math.exp(found[0]) == pytest.approx(make(chances), rel=1e-4)
+    assert found[1] < 0
+    assert process([], []) == []
+
+
+def test_an_unknown_way_is_refused(reward):
+    with pytest.raises(RewardError, match="how is 'max'; expected one of min, prod, last, mean"):
+        ProcessReward(reward, "max")  # type: ignore[arg-type]
+
+
+def test_the_model_says_that_it_reads_steps(reward, tmp_path):
+    notes = {"steps": "prod", **vars(Normalisation(-2.0, 0.5, 8))}
+    setattr(reward.model.config, CONFIG_KEY, notes)
+    reward.model.save_pretrained(tmp_path / "prm")
+    reward.tokenizer.save_pretrained(tmp_path / "prm")
+    loaded = load_reward(tmp_path / "prm")
+    assert isinstance(loaded, ProcessReward)
+    raw = loaded.score([CHAT], [join_steps(STEPS)])
+    assert loaded([CHAT], [join_steps(STEPS)]) == pytest.approx([(raw[0] + 2) / 0.5])
+    in_memory = scorer_of(reward.model, reward.tokenizer)
+    assert in_memory.score([CHAT], [join_steps(STEPS)]) == pytest.approx(raw, abs=1e-5)
+    delattr(reward.model.config, CONFIG_KEY)
+    assert isinstance(scorer_of(reward.model, reward.tokenizer), RewardModel)

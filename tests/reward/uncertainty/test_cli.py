@@ -1,0 +1,105 @@
+"""`align reward calibrate` on a trained model, and the diagram drawn of what it saves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from align.cli import main
+from align.report.reliability import before_and_after
+from reward.calibrate import load_calibration
+from reward.laplace import LastLayerLaplace
+from reward.model import RewardModel
+from reward.posterior_reward import STATE
+from reward.score import head_parameters
+
+
+@pytest.fixture
+def own(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns(STATE))
+
+
+@pytest.mark.parametrize("options", [[], ["--method", "isotonic"], ["--laplace"]])
+def test_calibrate(options, own, pairs_file, capsys):
+    main_ok(["reward", "calibrate", str(own), "--data", str(pairs_file), *options])
+    out = capsys.readouterr().out
+    state = json.loads((own / STATE / "calibration.json").read_text())
+    measured = state["measured"]
+    assert measured["fitted"] + measured["pairs"] == len(pairs_file.read_text().splitlines())
+    for part in ("before", "after"):
+        ece = measured[part]["ece"]
+        assert f"{part:<6} ECE {ece['value']:.4f} [{ece['low']:.4f}, {ece['high']:.4f}]" in out
+    calibration = load_calibration(own / STATE)
+    assert calibration.method == ("isotonic" if "isotonic" in options else "temperature")
+    assert (own / STATE / "laplace.safetensors").exists() == ("--laplace" in options)
+    if "--laplace" in options:
+        assert "laplace: doubt marks errors with AUROC" in out
+        head = head_parameters(RewardModel.load(own).model)
+        assert LastLayerLaplace.load(own / STATE, head).pairs == measured["fitted"]
+    page = before_and_after(state)
+    assert page.count("<svg") == 2
+    assert f"After ({calibration.method}): ECE" in page
+
+
+def test_laplace_changes_no_margin(own, pairs_file, capsys):
+    """Scores from features, or from the model: the same calibration."""
+    arguments = ["reward", "calibrate", str(own), "--data", str(pairs_file)]
+    main_ok(arguments)
+    first = load_calibration(own / STATE).temperature
+    main_ok([*arguments, "--laplace"])
+    assert load_calibration(own / STATE).temperature == pytest.approx(first, rel=1e-4)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "code", "message"),
+    [
+        ("nowhere/model", "pairs", 2, "no reward model"),
+        ("own", "nothing.jsonl", 3, "nothing.jsonl"),
+        ("own", "few", 3, "leaves nothing on one side"),
+    ],
+)
+def test_mistakes(model, data, code, message, own, pairs_file, tmp_path, capsys):
+    few = tmp_path / "few.jsonl"
+    few.write_text(pairs_file.read_text().splitlines()[0] + "\n")
+    files = {"pairs": pairs_file, "few": few}
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "reward",
+                "calibrate",
+                str(own) if model == "own" else model,
+                "--data",
+                str(files.get(data, data)),
+            ]
+        )
+    assert ended.value.code == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (own / STATE).exists()
+
+
+def test_nothing_is_drawn_of_nothing():
+    assert before_and_after({}) == ""
+    assert before_and_after({"method": "temperature", "measured": None}) == ""
+
+
+def main_ok(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code in (0, None)
+
+
+def test_bad_rows_are_refused_or_left_out(own, pairs_file, tmp_path, capsys):
+    file = tmp_path / "bad.jsonl"
+    bad = json.dumps({"prompt": "Say: ", "chosen": "", "rejected": "mud"})
+    file.write_text(pairs_file.read_text() + bad + "\n")
+    arguments = ["reward", "calibrate", str(own), "--data", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 3
+    assert "1 of" in capsys.readouterr().err
+    main_ok([*arguments, "--bad-rows", "quarantine"])
+    assert (own / STATE / "calibration.json").is_file()
+    capsys.readouterr()
