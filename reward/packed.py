@@ -1,11 +1,12 @@
 """A batch of sequences as one row without padding: the backbone computes real tokens only.
 
 The dense layers run once over all tokens of the batch; attention, which transformers lets one
-register (`AttentionInterface`), runs sequence by sequence. Of the tokens whose last states nobody
-asked for (a prompt's), the last layer computes keys and values alone. Values and gradients are
-those of the padded forward pass up to rounding. Only on a CPU: on an accelerator one launch for
-every sequence and layer would cost more than the padding. Leaves out common prefixes, and models
-whose layers mix tokens in any other way than full causal attention: those keep the padded pass.
+register (`AttentionInterface`), runs segment by segment: a sequence, or what it adds to a prefix
+that it shares with others (`reward.tree`). Of the tokens whose last states nobody asked for (a
+prompt's), the last layer computes keys and values alone. Values and gradients are those of the
+padded forward pass up to rounding. Only on a CPU: on an accelerator one launch for every segment
+and layer would cost more than the padding. Leaves out models whose layers mix tokens in any other
+way than full causal attention: those keep the padded pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from reward.errors import ModelError
+from reward.tree import Segment
 
 NAME = "align_packed"
 
@@ -64,7 +66,27 @@ def packed_states(
     Raises:
         ModelError: the backbone has more than a norm after its last layer.
     """
-    packing = Packing(lengths, wanted)
+    return tree_states(backbone, ids, [Segment(length) for length in lengths], wanted)
+
+
+def tree_states(
+    backbone: PreTrainedModel, ids: Tensor, segments: Sequence[Segment], wanted: Tensor
+) -> Tensor:
+    """Last hidden states at some tokens of segments that lie one after the other.
+
+    Args:
+        backbone: one for which `can_pack` holds.
+        ids: (N,) int64, all segments' tokens.
+        segments: their lengths add up to N; each comes after those that it follows.
+        wanted: (N,) bool, True at S tokens.
+
+    Returns:
+        (S, H).
+
+    Raises:
+        ModelError: the backbone has more than a norm after its last layer.
+    """
+    packing = Packing(segments, wanted)
     last = last_layer(backbone) if packing.count else None
     with attending(backbone), narrowed(last, packing):
         output = backbone(
@@ -93,48 +115,71 @@ def last_layer(backbone: PreTrainedModel) -> nn.Module | None:
 
 
 class Packing:
-    """Where the sequences lie in the row, and how attention goes within each."""
+    """Where the segments lie in the row, and how attention goes along them."""
 
-    def __init__(self, lengths: Sequence[int], wanted: Tensor):
-        self.lengths = list(lengths)
-        self.positions = torch.cat([torch.arange(n, device=wanted.device) for n in lengths])
+    def __init__(self, segments: Sequence[Segment], wanted: Tensor):
+        self.segments = list(segments)
+        self.lengths = [segment.length for segment in segments]
+        self.reach = [segment.depth + segment.length for segment in segments]  # keys of each
+        self.positions = torch.cat(
+            [
+                torch.arange(end - length, end, device=wanted.device)
+                for end, length in zip(self.reach, self.lengths, strict=True)
+            ]
+        )
         self.rows = wanted.nonzero().squeeze(1)  # (S,) places of the wanted tokens in the row
         self.count = len(self.rows)
         self.asked = [int(part.sum()) for part in wanted.split(self.lengths)]
+        # what follows nothing needs no mask: it is causal from its first token on
+        self.masks = [
+            seen_by(at, end) if len(at) < end else None
+            for at, end in zip(self.positions.split(self.lengths), self.reach, strict=True)
+        ]
         self.stopping = self.narrow = False
         self.kept: tuple[Tensor, Tensor] | None = None  # keys and values of the last layer
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
     ) -> Tensor:
-        """Causal attention within each sequence: (1, heads, N or S, d) to (1, N or S, heads, d)."""
+        """Causal attention along each segment: (1, heads, N or S, d) to (1, N or S, heads, d)."""
         if self.stopping:
             raise Stop(key, value)
-        masks: list[Tensor | None] = [None] * len(self.lengths)
-        queries = self.lengths
+        masks, queries = self.masks, self.lengths
         if self.narrow:
             assert self.kept is not None
             (key, value), queries = self.kept, self.asked
-            masks = [
-                at[:, None] >= torch.arange(length, device=at.device)
-                for at, length in zip(
-                    self.positions[self.rows].split(self.asked), self.lengths, strict=True
-                )
-            ]
+            asked = self.positions[self.rows].split(self.asked)
+            masks = [seen_by(at, end) for at, end in zip(asked, self.reach, strict=True)]
         # split, not slices: its backward pass joins the parts' gradients once
-        parts = zip(
-            query.split(queries, dim=2),
-            key.split(self.lengths, dim=2),
-            value.split(self.lengths, dim=2),
-            masks,
-            strict=True,
-        )
+        keys, values = key.split(self.lengths, dim=2), value.split(self.lengths, dim=2)
         found = [
-            sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
-            for q, k, v, mask in parts
+            sdpa_attention_forward(
+                module, q, along(keys, place, one), along(values, place, one), mask, **kwargs
+            )[0]
+            for place, (one, q, mask) in enumerate(
+                zip(self.segments, query.split(queries, dim=2), masks, strict=True)
+            )
             if q.shape[2]
         ]
         return torch.cat(found, dim=1)
+
+
+def along(parts: Sequence[Tensor], place: int, segment: Segment) -> Tensor:
+    """Keys or values of what a segment follows and its own, (1, heads, depth + length, d)."""
+    if not segment.before:
+        return parts[place]
+    before = [parts[at][:, :, :count] for at, count in segment.before]
+    return torch.cat([*before, parts[place]], dim=2)
+
+
+def seen_by(positions: Tensor, end: int) -> Tensor | None:
+    """Which of `end` tokens the ones at these positions see, (Q, end) bool; None: a last one, all.
+
+    Attention without a mask is causal only where there is more than one query.
+    """
+    if len(positions) == 1 and int(positions[0]) == end - 1:
+        return None
+    return positions[:, None] >= torch.arange(end, device=positions.device)
 
 
 class Stop(Exception):  # noqa: N818 - no error: it leaves a layer that has computed enough

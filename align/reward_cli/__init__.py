@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from align.reward_cli import average, calibrate, evaluate, serve
+from align.reward_cli import average, calibrate, evaluate, score, serve
 
 TRAIN = "train"
 
@@ -28,5 +28,5 @@ app = typer.Typer(
     help="Train a reward model on comparisons, and normalise it over policy samples.\n\n"
     "`align reward CONFIG.yaml` is short for `align reward train CONFIG.yaml`.",
 )
-for part in (serve, evaluate, calibrate, average):
+for part in (serve, score, evaluate, calibrate, average):
     app.add_typer(part.app)

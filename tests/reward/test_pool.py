@@ -1,0 +1,379 @@
+"""Scoring from Parquet to Parquet: the rewards of the model, whatever the way there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from feedback.errors import DataError
+from reward import pool, pool_parts
+from reward.errors import RewardError
+from reward.model import Normalisation, RewardModel
+from reward.pool import score_parquet
+from reward.pool_source import open_source
+
+
+@pytest.fixture(scope="module")
+def build(tiny_tokenizer):
+    """`build(seed=0, **config)`: a tiny reward model with statistics."""
+
+    def make(seed=0, **changes):
+        settings = {
+            "vocab_size": len(tiny_tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "pad_token_id": tiny_tokenizer.pad_token_id,
+            "num_labels": 1,
+            "initializer_range": 0.3,
+        }
+        torch.manual_seed(seed)
+        model = LlamaForSequenceClassification(LlamaConfig(**settings | changes)).eval()
+        return RewardModel(model, tiny_tokenizer, Normalisation(0.5, 2.0, 10), "tiny")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(build):
+    return build()
+
+
+QUESTIONS = ["Where is my parcel, please?", "Please send it to my office before noon.", "Hi"]
+ANSWERS = ["Here.", "Here it is.", "No!", "", "I cannot log in."]
+
+
+def texts(count=11):
+    return [
+        {"prompt": QUESTIONS[i % 3], "completion": ANSWERS[i % 5] + "!" * (i % 2), "id": i}
+        for i in range(count)
+    ]
+
+
+def said(role, text):
+    return [{"role": role, "content": text}]
+
+
+def write(path, rows, **options):
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def rows_of(path):
+    return pq.read_table(path).to_pylist()
+
+
+def near(found, wanted):
+    return found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_text(model, tmp_path):
+    rows = texts()
+    source = write(tmp_path / "in.parquet", rows)
+    done = score_parquet(model, source, tmp_path / "out.parquet", chunk_rows=4)
+    assert (done.rows, done.answers, done.empty, done.resumed) == (11, 11, 0, 0)
+    found = rows_of(tmp_path / "out.parquet")
+    wanted = model([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    assert near([row.pop("reward") for row in found], wanted)
+    assert max(wanted) - min(wanted) > 0.1
+    assert found == rows
+    assert {path.name for path in tmp_path.iterdir()} == {"in.parquet", "out.parquet"}
+
+
+def test_lists_of_answers_to_conversations(model, tmp_path):
+    rows = [
+        {"prompt": said("user", q), "completions": [said("assistant", a) for a in ANSWERS[:n]]}
+        for q, n in zip(QUESTIONS, (3, 0, 5), strict=True)
+    ]
+    rows.append({"prompt": said("user", "Hm?"), "completions": None})
+    source = write(tmp_path / "in.parquet", rows)
+    done = score_parquet(model, source, tmp_path / "out.parquet")
+    assert (done.rows, done.answers) == (4, 8)
+    found = [row["reward"] for row in rows_of(tmp_path / "out.parquet")]
+    for row, rewards in zip(rows[:3], found, strict=False):
+        count = len(row["completions"])
+        assert near(rewards, model([row["prompt"]] * count, row["completions"]))
+    assert found[3] is None
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_pairs(model, tmp_path, prompt):
+    rows = [
+        {
+            "chosen": ANSWERS[i % 5] if prompt else QUESTIONS[i % 3] + ANSWERS[i % 5],
+            "rejected": ANSWERS[i % 4] if prompt else QUESTIONS[i % 3] + ANSWERS[i % 4],
+        }
+        | ({"prompt": QUESTIONS[i % 3]} if prompt else {})
+        for i in range(7)
+    ]
+    source = write(tmp_path / "in.parquet", rows)
+    score_parquet(model, source, tmp_path / "out.parquet", chunk_rows=3)
+    found = rows_of(tmp_path / "out.parquet")
+    for side in ("chosen", "rejected"):
+        wanted = model([row.get("prompt", "") for row in rows], [row[side] for row in rows])
+        assert near([row[f"reward_{side}"] for row in found], wanted)
+
+
+def test_what_cannot_be_read_gets_no_reward(model, tmp_path):
+    rows = texts(4)
+    rows[1]["completion"] = None
+    rows[2]["completion"] = "a b c d " * 100
+    source = write(tmp_path / "in.parquet", rows)
+    done = score_parquet(model, source, tmp_path / "out.parquet")
+    found = [row["reward"] for row in rows_of(tmp_path / "out.parquet")]
+    assert [value is None for value in found] == [False, True, True, False]
+    assert done.empty == 2
+
+
+def test_several_heads_give_mean_and_deviation(build, tmp_path):
+    model = build(num_labels=3)
+    source = write(tmp_path / "in.parquet", texts(5))
+    score_parquet(model, source, tmp_path / "out.parquet")
+    model.normalisation = None
+    for row in rows_of(tmp_path / "out.parquet"):
+        ids = model.tokenizer(row["prompt"] + row["completion"] + model.tokenizer.eos_token)
+        with torch.no_grad():
+            heads = model.model(input_ids=torch.tensor([ids["input_ids"]])).logits[0]
+        assert row["reward"] == pytest.approx((heads.mean().item() - 0.5) / 2, abs=1e-5)
+        assert row["reward_std"] == pytest.approx(heads.std(unbiased=False).item() / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["packed", "eager"])
+def test_scores_do_not_depend_on_order_batch_grouping_or_padding_side(build, tmp_path, kind):
+    model = build(attn_implementation="eager") if kind == "eager" else build()
+    rows = texts(15)
+    wanted = {}
+    for row in rows:  # each alone through the plain model
+        ids = model.tokenizer(row["prompt"] + row["completion"] + model.tokenizer.eos_token)
+        with torch.no_grad():
+            raw = model.model(input_ids=torch.tensor([ids["input_ids"]])).logits.item()
+        wanted[row["id"]] = (raw - 0.5) / 2
+    for seed, (budget, chunk, side) in enumerate(
+        [(1, 1, "left"), (50, 4, "right"), (200, 15, "left"), (9999, 7, "right")]
+    ):
+        model.tokenizer.padding_side = side
+        shuffled = random.Random(seed).sample(rows, len(rows))
+        source = write(tmp_path / f"in{seed}.parquet", shuffled)
+        target = tmp_path / f"out{seed}.parquet"
+        score_parquet(model, source, target, batch_tokens=budget, chunk_rows=chunk)
+        for row in rows_of(target):
+            assert row["reward"] == pytest.approx(wanted[row["id"]], abs=1e-5)
+
+
+def test_json_lines_and_folders_give_what_parquet_gives(model, tmp_path):
+    rows = texts(9)
+    rows[4]["note"] = 1.5  # only later lines have it
+    source = write(tmp_path / "in.parquet", [{"note": None} | row for row in rows])
+    score_parquet(model, source, tmp_path / "wanted.parquet")
+    wanted = rows_of(tmp_path / "wanted.parquet")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "in.jsonl").write_text(lines + "\n")
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table = pq.read_table(source)
+    for number, (first, count) in enumerate([(0, 5), (5, 1), (6, 3)]):
+        pq.write_table(table.slice(first, count), folder / f"{number}.parquet", row_group_size=2)
+    for name in ("in.jsonl", "in.jsonl.gz", "folder"):
+        target = tmp_path / f"{name}.out.parquet"
+        score_parquet(model, tmp_path / name, target, chunk_rows=2)
+        found = rows_of(target)
+        assert [row["id"] for row in found] == list(range(9))
+        assert [row["note"] for row in found] == [None] * 4 + [1.5] + [None] * 4
+        assert near([r["reward"] for r in found], [r["reward"] for r in wanted])
+
+
+def test_chunks_start_anywhere_in_a_source(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table = pa.Table.from_pylist(texts(23))
+    for number, (first, count) in enumerate([(0, 10), (10, 13)]):
+        pq.write_table(table.slice(first, count), folder / f"{number}.parquet", row_group_size=4)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts(23)))
+    for place in (folder, tmp_path / "in.jsonl"):
+        opened = open_source(place)
+        assert opened.rows == 23
+        for first in range(24):
+            for size in (1, 3, 7, 50):
+                tables = list(opened.tables(first, size))
+                found = [n for part in tables for n in part["id"].to_pylist()]
+                assert found == list(range(first, 23))
+                assert all(len(part) == size for part in tables[:-1])
+
+
+class Enough(Exception):  # noqa: N818 - what a person does
+    pass
+
+
+def stop_after(parts):
+    def progress(at):
+        if at.rows - at.resumed >= parts * 3:
+            raise Enough
+
+    return progress
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(model, tmp_path):
+    source, target = write(tmp_path / "in.parquet", texts()), tmp_path / "out.parquet"
+    with pytest.raises(Enough):
+        score_parquet(model, source, target, chunk_rows=3, progress=stop_after(2))
+    assert not target.exists()
+    with pytest.raises(DataError, match="begun and not finished"):
+        score_parquet(model, source, target, chunk_rows=3)
+    damaged = pool_parts.parts_folder(target) / "part-0000001.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    done = score_parquet(model, source, target, chunk_rows=3, resume=True)
+    assert (done.resumed, done.answers, done.rows) == (3, 8, 11)
+    assert [row["id"] for row in rows_of(target)] == list(range(11))
+    again = score_parquet(model, source, target, chunk_rows=3, resume=True)
+    assert (again.answers, again.resumed) == (0, 11)
+    with pytest.raises(DataError, match=r"out\.parquet exists"):
+        score_parquet(model, source, target, chunk_rows=3)
+
+
+def test_a_target_of_something_else_is_refused(model, build, tmp_path):
+    source, target = write(tmp_path / "in.parquet", texts()), tmp_path / "out.parquet"
+    with pytest.raises(Enough):
+        score_parquet(model, source, target, chunk_rows=3, progress=stop_after(1))
+    changed = write(tmp_path / "other.parquet", list(reversed(texts())))
+    with pytest.raises(DataError, match="begun with another source"):
+        score_parquet(model, changed, target, chunk_rows=3, resume=True)
+    with pytest.raises(DataError, match="begun with another model"):
+        score_parquet(build(seed=1), source, target, chunk_rows=3, resume=True)
+    with pytest.raises(DataError, match="begun with another chunk_rows"):
+        score_parquet(model, source, target, chunk_rows=4, resume=True)
+    raw = RewardModel(model.model, model.tokenizer, None, "raw")
+    with pytest.raises(DataError, match="begun with another model"):
+        score_parquet(raw, source, target, chunk_rows=3, resume=True)
+    score_parquet(model, source, target, chunk_rows=3, resume=True)
+    with pytest.raises(DataError, match="begun with another source"):
+        score_parquet(model, changed, target, chunk_rows=3, resume=True)
+    score_parquet(model, changed, target, chunk_rows=3, overwrite=True)
+    assert [row["id"] for row in rows_of(target)] == list(range(10, -1, -1))
+    stranger = write(tmp_path / "stranger.parquet", texts(2))
+    with pytest.raises(DataError, match="begun with another source and model"):
+        score_parquet(model, source, stranger, resume=True)
+    assert rows_of(stranger) == texts(2)
+
+
+def test_a_run_that_overwrites_leaves_the_old_file_until_its_end(model, tmp_path):
+    source, target = write(tmp_path / "in.parquet", texts()), tmp_path / "out.parquet"
+    write(target, [{"old": 1}])
+    with pytest.raises(Enough):
+        score_parquet(model, source, target, chunk_rows=3, overwrite=True, progress=stop_after(2))
+    assert rows_of(target) == [{"old": 1}]
+    done = score_parquet(model, source, target, chunk_rows=3, resume=True)
+    assert done.resumed == 6
+    assert [row["id"] for row in rows_of(target)] == list(range(11))
+
+
+def test_two_processes_do_not_write_one_target(model, tmp_path):
+    source, target = write(tmp_path / "in.parquet", texts()), tmp_path / "out.parquet"
+
+    def second(at):
+        with pytest.raises(DataError, match="another process is scoring into it"):
+            score_parquet(model, source, target, chunk_rows=3, resume=True)
+
+    score_parquet(model, source, target, chunk_rows=3, progress=second)
+    assert len(rows_of(target)) == 11
+
+
+def test_a_full_disk_is_told_of_before_and_during(model, tmp_path, monkeypatch):
+    source, target = write(tmp_path / "in.parquet", texts()), tmp_path / "out.parquet"
+    free = shutil.disk_usage(tmp_path)._replace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_parts.shutil, "disk_usage", lambda path: free)
+        with pytest.raises(RewardError, match=r"0 MiB free, and about .* needed"):
+            score_parquet(model, source, target)
+    assert not pool_parts.parts_folder(target).exists()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pool_parts.os, "fsync", full)
+    with pytest.raises(RewardError, match=r"No space left on device\. Fix: free some space"):
+        score_parquet(model, source, target)
+
+
+def test_a_score_that_is_no_number_stops(build, tmp_path):
+    model = build(seed=3)
+    with torch.no_grad():
+        model.model.score.weight.fill_(float("nan"))
+    source = write(tmp_path / "in.parquet", texts(2))
+    with pytest.raises(RewardError, match=r"tiny gives \[nan\] to the answer 'Here.'"):
+        score_parquet(model, source, tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}], r"columns \(text\) are none of answers"),
+        ([{"prompt": "a", "completion": "b", "completions": ["c"]}], "more than one kind"),
+        ([{"prompt": "a", "completions": "b"}], "completions is string, and must be a list"),
+        ([{"prompt": "a", "completion": 3}], "completion is int64; it must be text"),
+        ([{"prompt": "a", "completion": said("assistant", "b")}], "all be text, or all be conv"),
+        ([{"prompt": "a", "completion": "b", "reward": 1.0}], "has a column 'reward' already"),
+        ([{"chosen": "a", "rejected": "b", "reward_rejected_std": 1}], "'reward_rejected_std'"),
+    ],
+)
+def test_columns_that_are_not_those_of_answers(rows, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        open_source(write(tmp_path / "in.parquet", rows))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "data.csv").write_text("prompt,completion\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 3}\n'
+    )
+    (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 999)[:-9])
+    differ = tmp_path / "differ"
+    differ.mkdir()
+    write(differ / "a.parquet", texts(1))
+    write(differ / "b.parquet", [{"prompt": "a", "completion": "b"}])
+    for name, message in {
+        "gone.parquet": "no such file",
+        "empty": "no .parquet files",
+        "bad.parquet": "cannot be read as Parquet",
+        "data.csv": "pools are read from .parquet",
+        "bad.jsonl": r"bad\.jsonl:2: no line of JSON",
+        "mixed.jsonl": "values of different kinds",
+        "none.jsonl": "holds no rows",
+        "cut.jsonl.gz": "no line of JSON",
+        "differ": r"b\.parquet: its columns differ from those of a\.parquet",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            open_source(tmp_path / name)
+
+
+def test_numbers_that_mean_nothing(model, tmp_path):
+    source = write(tmp_path / "in.parquet", texts(2))
+    for wrong in ({"batch_tokens": 0}, {"chunk_rows": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            score_parquet(model, source, tmp_path / "out.parquet", **wrong)
+    with pytest.raises(DataError, match=r"ends in \.parquet"):
+        score_parquet(model, source, tmp_path / "out.csv")
+    with pytest.raises(DataError, match="either resumed or overwritten"):
+        score_parquet(model, source, tmp_path / "o.parquet", resume=True, overwrite=True)
+
+
+def test_progress_counts_this_process_alone():
+    at = pool.Progress(rows=600, total=1000, answers=1200, seconds=20.0, resumed=200)
+    assert at.rows_per_second == 20.0
+    assert at.seconds_left == 20.0

@@ -1,0 +1,132 @@
+"""`align reward score`: the command itself."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from align.cli import main
+from align.reward_cli import score as command
+from reward.model import Normalisation, RewardModel, write_normalisation
+from reward.pool import Progress
+
+ROWS = [{"prompt": "Where is it? ", "completion": "There" + "!" * i} for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("models") / "judge"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    model = LlamaForSequenceClassification(config)
+    write_normalisation(model, Normalisation(0.2, 3.0, 8))
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "in.parquet")
+    return tmp_path / "in.parquet"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", "score", *map(str, arguments)])
+    return ended.value.code
+
+
+def rewards(path):
+    return pq.read_table(path)["reward"].to_pylist()
+
+
+def test_scores_are_the_models(model_dir, source, tmp_path, capsys):
+    prompts, answers = [r["prompt"] for r in ROWS], [r["completion"] for r in ROWS]
+    for raw in (False, True):
+        target = tmp_path / f"{raw}.parquet"
+        options = ["--raw"] if raw else []
+        assert run(model_dir, source, target, "--chunk-rows", 3, *options) in (0, None)
+        found = capsys.readouterr()
+        assert f"{raw}.parquet: 7 rows, 7 answers scored in" in found.out
+        assert "7 of 7 rows, " in found.err
+        assert "rows/s, 0:00:00 left" in found.err
+        model = RewardModel.load(model_dir, normalise=not raw)
+        assert rewards(target) == pytest.approx(model(prompts, answers), abs=1e-5)
+    assert run(model_dir, source, target, "--raw", "--chunk-rows", 3, "--resume") in (0, None)
+    assert "7 rows, 7 of them by earlier processes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"source": "gone.parquet"}, 3, "gone.parquet: no such file"),
+        ({"source": "wrong.parquet"}, 3, "its columns (text) are none of answers"),
+        ({"target": "there.parquet"}, 3, "there.parquet exists"),
+        ({"target": "out.csv"}, 3, "a file that ends in .parquet"),
+        ({"model": "nowhere/model"}, 2, "no reward model"),
+    ],
+)
+def test_bad_input_is_answered_before_a_model_loads(
+    model_dir, source, tmp_path, capsys, monkeypatch, change, code, message
+):
+    monkeypatch.setattr(RewardModel, "load", None)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "wrong.parquet")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "there.parquet")
+    names = {"source": "in.parquet", "target": "out.parquet"} | change
+    model = change.get("model", model_dir)
+    assert run(model, tmp_path / names["source"], tmp_path / names["target"]) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_a_model_without_statistics_is_refused(model_dir, source, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    model = LlamaForSequenceClassification.from_pretrained(model_dir)
+    del model.config.align_reward
+    model.save_pretrained(bare)
+    assert run(bare, source, tmp_path / "out.parquet") == 2
+    assert "no normalisation statistics" in " ".join(capsys.readouterr().err.split())
+
+
+def test_lines_come_now_and_then_and_a_bar_on_a_terminal(monkeypatch):
+    clock = iter([100.0, 101.0, 111.0, 112.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    console = Console(file=StringIO(), width=200)
+    show = command.lines(console)
+    for rows in (100, 200, 300, 7400):
+        show(Progress(rows, 7400, rows, rows / 100))
+    assert console.file.getvalue().splitlines() == [
+        "100 of 7400 rows, 100.0 rows/s, 0:01:13 left",
+        "300 of 7400 rows, 100.0 rows/s, 0:01:11 left",
+        "7400 of 7400 rows, 100.0 rows/s, 0:00:00 left",
+    ]
+    monkeypatch.undo()
+    terminal = Console(file=StringIO(), force_terminal=True, width=100)
+    with command.showing(10, terminal) as progress:
+        progress(Progress(5, 10, 5, 2.0))
+    assert "5/10" in terminal.file.getvalue()
+    assert "2.5 rows/s" in terminal.file.getvalue()
+
+
+def test_summary():
+    done = Progress(10, 10, 4, 2.0, resumed=8, empty=1)
+    assert command.summary(done, "out.parquet") == (
+        "out.parquet: 10 rows, 8 of them by earlier processes, 4 answers scored in 2 s, "
+        "1 without a reward (no text, or longer than the context)"
+    )
