@@ -137,27 +137,6 @@ CASES = {
         None,
         {"prompt": "Sky?", "answer": "blue"},
     ),
-    "ranking": (
-        "ranking",
-        {"prompt": "Sky?", "responses": ["Red.", "Blue."], "order": [1, 0]},
-        None,
-        None,
-        {"prompt": "Sky?", "responses": ["Red.", "Blue."], "order": [1, 0]},
-    ),
-    "rating": (
-        "rating",
-        {"prompt": "Sky?", "completion": "Blue.", "scores": {"helpful": 7}},
-        {"prompt": "Sky?", "completion": "Blue."},
-        None,
-        {"prompt": "Sky?", "scores": {"helpful": 7}},
-    ),
-    "steps": (
-        "steps",
-        {"prompt": "Sky?", "completions": ["It is day.", "Blue."], "labels": [True, True]},
-        None,
-        None,
-        None,
-    ),
 }
 
 
@@ -178,7 +157,8 @@ def test_detected_and_converted(name):
 
 
 def test_every_format_has_a_case():
-    assert {case[0] for case in CASES.values()} == set(SERVES)
+    elsewhere = {"ranking", "rating", "steps"}  # tests/data/test_graded.py
+    assert {case[0] for case in CASES.values()} | elsewhere == set(SERVES)
 
 
 def test_an_answer_labelled_bad_is_left_out_of_sft_only():
