@@ -42,11 +42,10 @@ def plackett_luce_loss(scores: Tensor, order: Tensor, mask: Tensor | None = None
         ValueError: shapes do not fit. Values are `check_rankings`'s to check.
     """
     difference, worse = _differences(scores, order, mask)
-    # Far below every score: adds nothing to a sum that has a term, and gives 0 without one.
-    nothing = torch.finfo(difference.dtype).min / 4
-    rest = difference.masked_fill(~worse, nothing).logsumexp(dim=-1)
-    losses = -nn.functional.logsigmoid(-rest)
-    return losses.masked_fill(order < 0, 0.0).sum(dim=-1)
+    # Below every score: adds nothing to a sum that has a term, and costs nothing without one, as
+    # the last place and unknown ones.
+    rest = difference.masked_fill(~worse, torch.finfo(difference.dtype).min).logsumexp(dim=-1)
+    return -nn.functional.logsigmoid(-rest).sum(dim=-1)
 
 
 def ranking_pairs_loss(

@@ -169,6 +169,12 @@ def test_an_answer_is_judged_by_its_steps_by_hand():
     for how, probability in expected.items():
         found = aggregate_steps(scores, mask, how)  # type: ignore[arg-type]
         assert found.exp().tolist() == pytest.approx([probability, 3 / 4])
+    scores.requires_grad_()
+    for how in HOW:  # nor does the padding get a gradient
+        total = aggregate_steps(scores, mask, how).sum()  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(total, scores)
+        assert gradient.isfinite().all()
+        assert (gradient[mask == 0] == 0).all()
 
 
 @RELAXED
