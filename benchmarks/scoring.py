@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--answers", type=int, default=2400, help="of each pool")
+    parser.add_argument("--answers", type=int, default=1200, help="of each pool")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=POOLS)
     parser.add_argument("--model", type=Path, default=MODEL)

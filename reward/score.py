@@ -1,7 +1,7 @@
 """Scoring texts with a sequence-classification model, in length order, pooled by attention mask.
 
 Pooling looks at the mask, never at token ids: a tokenizer whose PAD is its EOS, the padding side
-and the batch size do not change a score. Leaves out scoring from Parquet to Parquet.
+and the batch size do not change a score. Scoring from Parquet to Parquet: `reward.pool`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from feedback.schema import Text
 from reward.errors import ModelError
-from reward.packed import can_pack, packed_states
+from reward.packed import can_pack
+from reward.shared import last_states
 
 
 def encode_answer(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -60,10 +61,8 @@ def pool_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **m
     backbone = unwrapped(model).base_model
     real = attention_mask.bool()
     if not more and can_pack(backbone, input_ids.device) and bool(real.any(dim=1).all()):
-        lengths = real.sum(dim=1)
-        ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
-        ends[lengths.cumsum(dim=0) - 1] = True
-        return packed_states(backbone, input_ids[real], lengths.tolist(), ends)
+        rows = zip(input_ids, real, strict=True)
+        return last_states(backbone, [ids[kept].tolist() for ids, kept in rows])
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         more["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     hidden: Tensor = backbone(

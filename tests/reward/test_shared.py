@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    LlamaForSequenceClassification,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -21,6 +22,7 @@ from transformers import (
 
 from reward import packed, shared
 from reward.packed import can_pack
+from reward.score import pool_scores
 from reward.shared import last_states, pooled_states, shared_states
 from reward.tree import share
 
@@ -147,6 +149,25 @@ def test_shared_tokens_pass_the_dense_layers_once_and_only_ends_the_last(monkeyp
     tree = share(ROWS, least=1)
     assert seen == [len(tree.ids), len(set(tree.ends()))]
     assert len(tree.ids) < sum(map(len, ROWS)) / 1.5
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_reward_model_reads_the_prompt_of_a_pair_once(side):
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**GROUPED, num_labels=1)).eval()
+    prompt = list(range(10, 30))
+    rows = [[*prompt, 1, 2, 3], [*prompt, 4], [7, 8]]
+    seen = []
+    model.model.layers[0].mlp.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].shape[1])
+    )
+    fill = [[0] * (23 - len(row)) for row in rows]
+    both = [(f, row) if side == "left" else (row, f) for f, row in zip(fill, rows, strict=True)]
+    ids = torch.tensor([a + b for a, b in both])
+    scores = pool_scores(model, ids, (ids != 0).long())
+    assert seen == [20 + 3 + 1 + 2]
+    plain = [model(input_ids=torch.tensor([row])).logits[0, 0] for row in rows]
+    assert (scores - torch.stack(plain)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", [*PACKED, *PADDED])

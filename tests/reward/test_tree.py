@@ -74,10 +74,12 @@ def test_answers_of_one_prompt_stay_together():
     prompts = [[start] * 20 for start in range(6)]
     rows = [[*prompt, 9, answer] for prompt in prompts for answer in range(4)]
     shuffled = [rows[i * 7 % 24] for i in range(24)]
-    batches = tree_batches(shuffled, budget=70)  # two prompts are 20 + 1 + 4 tokens each, 50
+    batches = tree_batches(shuffled, budget=73)  # two prompts, 50 tokens, and half of a third
     assert [len(batch) for batch in batches] == [8, 8, 8]
     for batch in batches:
         assert len({shuffled[i][0] for i in batch}) == 2
+    many = [[0, 0, 0], *([5] * 20 + [9, answer] for answer in range(30))]
+    assert [len(batch) for batch in tree_batches(many, budget=40)] == [17, 14]  # not [1, ...]
     assert tree_batches([], 10) == padded_batches([], 10) == []
 
 
