@@ -228,6 +228,14 @@ def test_the_gradient_is_the_slope():
         assert float(scores.grad[row]) == pytest.approx((up - down) / (2 * step), abs=2e-3)
 
 
+def test_lengths_are_no_way_out():
+    scores = torch.randn(8, requires_grad=True)
+    lengths = torch.rand(8, requires_grad=True)  # such as a soft count of tokens
+    length_correlation_term(scores, lengths).backward()
+    assert lengths.grad is None
+    assert scores.grad.abs().max() > 0
+
+
 def test_batches_without_spread_give_nothing():
     scores = torch.full((6,), 0.3, requires_grad=True)
     found = length_correlation_term(scores, torch.arange(6))
