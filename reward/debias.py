@@ -101,20 +101,38 @@ class DebiasedReward:
                 to one scale.
 
         Raises:
-            RewardError: there is no such function, or no such state.
-            ModelError: a reward model cannot be loaded.
+            RewardError: there is no such function, directory or state.
         """
         self.state = state if isinstance(state, LengthState) else LengthState.load(state)
-        self.reward: Callable[..., Any]
+        self.model: Path | None = None  # not read yet: a configuration is checked without weights
+        self.normalise = normalise
         if not isinstance(reward, str):
-            self.reward = reward
+            self.reward: Callable[..., Any] | None = reward
         elif ":" in reward and not Path(reward).exists():
             self.reward = load_reward_function(reward, kwargs=kwargs)
         else:
+            self.reward, self.model = None, Path(reward)
+            if not (self.model / "config.json").is_file():
+                raise RewardError(
+                    f"there is no reward model at {reward}. Fix: give the `model/` folder of an "
+                    "`align reward` run, or module:function."
+                )
+        folder = self.model or Path()
+        own = folder.parent.name if folder.name == "model" else folder.name
+        self.__name__ = f"{own if self.reward is None else reward_name(self.reward)}_debiased"
+
+    def opened(self) -> Callable[..., Any]:
+        """The reward that length is taken off; a model is loaded when it is first wanted.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if self.reward is None:
             from reward.model import RewardModel
 
-            self.reward = RewardModel.load(reward, normalise=normalise)
-        self.__name__ = f"{reward_name(self.reward)}_debiased"
+            assert self.model is not None
+            self.reward = RewardModel.load(self.model, normalise=self.normalise)
+        return self.reward
 
     def __call__(
         self,
@@ -124,7 +142,7 @@ class DebiasedReward:
         **columns: Any,
     ) -> list[float]:
         """One float per completion; the mean that was taken off goes to `log_metric`."""
-        scores = np.array(call_reward(self.reward, prompts, completions, **columns))
+        scores = np.array(call_reward(self.opened(), prompts, completions, **columns))
         taken = self.state(lengths_of(completions, self.state.unit))
         if log_metric is not None and len(completions):
             log_metric(f"{self.__name__}/length_share", float(taken.mean()))

@@ -190,6 +190,24 @@ def test_damaged_members_are_refused(make, refused):
     refused(adapter, "is an adapter")
 
 
+def test_whole_numbers_must_agree(make, refused, tmp_path):
+    """They lie before the floats in a file, whatever their names: the layout is kept."""
+    folders = [make(seed, f"counted{seed}") for seed in (13, 14)]
+    for count, folder in zip((7, 7), folders, strict=True):
+        found = load_file(folder / "model.safetensors") | {"zz.steps": torch.tensor([count, 1])}
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    average_models(folders, tmp_path / "mean")
+    mean, parts = tensors(tmp_path / "mean"), [tensors(folder) for folder in folders]
+    assert mean["zz.steps"].tolist() == [7, 1]
+    assert torch.equal(
+        mean["score.weight"],
+        ((parts[0]["score.weight"].double() + parts[1]["score.weight"]) / 2).float(),
+    )
+    save_file(parts[1] | {"zz.steps": torch.tensor([8, 1])}, folders[1] / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    refused(folders, "zz.steps holds whole numbers that differ")
+
+
 def test_nothing_is_overwritten_and_foreign_files_stay_behind(members, make, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")

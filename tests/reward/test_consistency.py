@@ -87,6 +87,19 @@ def test_a_reward_that_counts_spaces_turns():
     assert len(found.changed) == round((1 - found.kept.value) * found.n)
 
 
+def test_rounding_turns_no_preference():
+    calls = []
+
+    def jitters(prompts, completions, **columns):  # both answers to a question score alike
+        calls.append(1)
+        return [len(p) + (-1) ** len(calls) * 1e-9 * i
+                for i, p in enumerate(prompts)]  # fmt: skip
+
+    prompts = [f"Question {'x' * (i % 9)}?" for i in range(60)]
+    found = edit_consistency(jitters, prompts, LONG, SHORT, edits={"whitespace": respace})[0]
+    assert (found.kept.value, found.changed) == (1.0, [])
+
+
 def test_an_edit_that_changes_nothing_has_no_rows():
     found = edit_consistency(length, PROMPTS, LONG, SHORT, edits={"none": lambda text, draw: text})
     assert (found[0].n, found[0].kept) == (0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression
+from transformers import LlamaForSequenceClassification
 
 from align.config.sections import RewardSourceSection
 from align.stages.rewards import check_rewards, open_reward
@@ -23,6 +25,7 @@ from reward.debias import (
 )
 from reward.errors import RewardError
 from reward.functions import call_reward
+from reward.model import RewardModel
 
 METHODS = ["linear", "isotonic", "spline"]
 
@@ -155,6 +158,24 @@ def test_it_can_be_named_in_a_configuration(tmp_path, monkeypatch):
     assert call_reward(reward, ["p"] * 20, answers) == pytest.approx([lengths.mean()] * 20)
 
 
+def test_a_reward_model_is_read_when_it_is_wanted(tiny_llama, tiny_tokenizer, tmp_path):
+    config = copy.deepcopy(tiny_llama(seed=5).config)
+    config.num_labels = 1
+    folder = tmp_path / "verbose" / "model"
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    answers = texts(12)
+    raw = RewardModel.load(folder, normalise=False).score(["p"] * 12, answers)
+    state = fit_length(raw, lengths_of(answers))
+    reward = DebiasedReward(str(folder), state)
+    assert reward.reward is None
+    assert reward.__name__ == "verbose_debiased"
+    expected = np.array(raw) - state(lengths_of(answers))
+    assert call_reward(reward, ["p"] * 12, answers) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(RewardError, match="there is no reward model at"):
+        DebiasedReward(str(tmp_path / "gone"), state)
+
+
 def test_wrong_fits_and_states(tmp_path):
     scores, lengths, _ = samples()
     with pytest.raises(RewardError, match="at least 8 samples"):
@@ -205,6 +226,14 @@ def test_the_gradient_is_the_slope():
         moved[1][row] -= step
         up, down = (float(length_correlation_term(one, lengths)) for one in moved)
         assert float(scores.grad[row]) == pytest.approx((up - down) / (2 * step), abs=2e-3)
+
+
+def test_lengths_are_no_way_out():
+    scores = torch.randn(8, requires_grad=True)
+    lengths = torch.rand(8, requires_grad=True)  # such as a soft count of tokens
+    length_correlation_term(scores, lengths).backward()
+    assert lengths.grad is None
+    assert scores.grad.abs().max() > 0
 
 
 def test_batches_without_spread_give_nothing():

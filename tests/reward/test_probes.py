@@ -75,6 +75,13 @@ def test_the_order_of_rows_changes_nothing(name):
     assert turned == [forward[i] for i in rows]
 
 
+def test_a_swapped_answer_is_of_another_prompt():
+    prompts = ["p", "p", "p", "p", "q", "q", "r"]
+    answers = [f"{prompt}{i}" for i, prompt in enumerate(prompts)]
+    found = attack(PROBES["swapped_answer"], prompts, answers)
+    assert all(text[0] != prompt for text, prompt in zip(found, prompts, strict=True))
+
+
 def test_the_seed_changes_what_is_drawn():
     for name in ("gibberish", "wrong_language", "flattery"):
         drawn = {attack(PROBES[name], PROMPTS[:1], ANSWERS[:1], seed=s)[0] for s in range(8)}
@@ -106,6 +113,29 @@ def test_a_length_reward_is_caught():
     assert worst.after > worst.before
     assert worst.shift == max(e.shift for e in by_name["filler"].examples)
     json.dumps(many(length).as_dict())
+
+
+def test_the_examples_are_those_that_moved_most():
+    every = many(length, examples=100, probes=["filler"]).results[0].examples
+    assert len(every) == 40
+    shifts = [example.shift for example in every]
+    assert shifts == sorted(shifts, reverse=True)
+    assert shifts[0] > shifts[-1]
+    assert many(length, examples=2, probes=["filler"]).results[0].examples == every[:2]
+    # of an edit that must change nothing, a fall counts as well
+    fallen = many(lambda completions: [t.count("hi") + len(t) / 99 for t in completions],
+                  probes=["typos"]).results[0]  # fmt: skip
+    assert fallen.examples
+    assert all(example.shift < 0 for example in fallen.examples)
+
+
+def test_a_reward_of_noise_is_unclear():
+    def noise(completions, **columns):
+        return [random.Random(text).gauss(0, 1) for text in completions]
+
+    verdicts = {r.name: r.verdict for r in many(noise).results}
+    assert verdicts["flattery"] == verdicts["self_praise"] == "unclear"  # half score higher
+    assert verdicts["truncated"] == verdicts["typos"] == "fooled"
 
 
 def test_a_keyword_reward_is_caught():
