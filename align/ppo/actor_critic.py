@@ -187,8 +187,8 @@ def _copy_head(classifier: PreTrainedModel, head: nn.Linear, path: str) -> None:
     statistics = read_normalisation(classifier)
     mean, std = (statistics.mean, statistics.std) if statistics else (0.0, 1.0)
     with torch.no_grad():
-        head.weight.copy_(score.weight / std)
-        bias = score.bias if score.bias is not None else torch.zeros(1)
+        head.weight.copy_(score.weight.mean(dim=0, keepdim=True) / std)  # of several heads
+        bias = score.bias.mean() if score.bias is not None else torch.zeros(1)
         head.bias.copy_((bias - mean) / std)
 
 

@@ -81,9 +81,9 @@ def check_signals(
     if not signals.enabled and (stop.on or stop.kl_budget or stop.lower_bound_drop):
         what = "set, but signals.enabled is false, so nothing would end the run."
         problems.append(Problem("signals.stop", what, "remove it, or enable signals."))
-    if stop.lower_bound_drop and not any(section.ensemble for section in rewards):
-        what = "needs an ensemble's lower bound, and no reward is an ensemble."
-        fix = "set reward[].ensemble, or remove it."
+    if stop.lower_bound_drop and not any(s.ensemble or s.posterior for s in rewards):
+        what = "needs a posterior's lower bound, and no reward has one."
+        fix = "set reward[].ensemble or posterior, or remove it."
         problems.append(Problem("signals.stop.lower_bound_drop", what, fix))
     if "dead_critic" in stop.on and not has_critic:
         what = "dead_critic is never raised: there is no critic."

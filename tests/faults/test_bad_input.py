@@ -209,7 +209,9 @@ CONFIGURATIONS = {  # overrides: what is named
     ("value.learning_rate=-1e-5",): ["value.learning_rate"],
     ("model.quantization=4bit",): ["value.backbone: `separate` copies"],
     ("signals={enabled: false, stop: {kl_budget: 40}}",): ["signals.enabled is false"],
-    ("signals.stop.lower_bound_drop=1",): ["no reward is an ensemble"],
+    ("signals.stop.lower_bound_drop=1",): [
+        "needs a posterior's lower bound, and no reward has one"
+    ],
     ("trainer.advantage=reinforce++", "signals.stop.on=[dead_critic]"): ["there is no critic"],
     ("trainer.per_device_train_batch_size=0",): ["at least 1 is expected"],
     ("rollout.max_new_tokens=128",): ["no room for a prompt in the model's context of 128"],

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaForSequ
 
 from align.errors import ModelError
 from align.ppo.actor_critic import ActorCritic, build_actor_critic
-from reward.model import Normalisation, RewardModel, write_normalisation
+from reward.model import CONFIG_KEY, Normalisation, RewardModel, write_normalisation
 from reward.score import pool_scores
 
 
@@ -20,12 +20,15 @@ def evaluate(model: ActorCritic, rollout):
     return model(rollout.input_ids, rollout.attention_mask, rollout.mask, with_entropy=True)
 
 
-@pytest.fixture
-def reward_dir(tmp_path, tiny_llama, tiny_tokenizer):
+@pytest.fixture(params=[1, 3])
+def reward_dir(request, tmp_path, tiny_llama, tiny_tokenizer):
+    """A reward model of one head, or of several."""
     config = copy.deepcopy(tiny_llama(seed=5).config)
-    config.num_labels = 1
+    config.num_labels = request.param
     torch.manual_seed(5)
     model = LlamaForSequenceClassification(config)
+    if request.param > 1:
+        setattr(model.config, CONFIG_KEY, {"heads": request.param})
     write_normalisation(model, Normalisation(mean=0.3, std=2.0, samples=10))
     model.save_pretrained(tmp_path / "reward")
     tiny_tokenizer.save_pretrained(tmp_path / "reward")
