@@ -32,7 +32,7 @@ def score(
     target: Annotated[Path, typer.Argument(help="The .parquet file to write.")],
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a forward pass; shared prefixes count once.")
-    ] = 4096,
+    ] = 2048,
     chunk_rows: Annotated[
         int, typer.Option(min=1, help="Rows held in memory, and lost by a process that is killed.")
     ] = 4096,
