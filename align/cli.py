@@ -94,13 +94,15 @@ def reward(
         run_stage("reward", config, given, resume=resume, dry_run=dry_run)
         return
     from align.config import STAGES, load_config
-    from align.stages.reward_repeats import in_words, run_folds, run_members
+    from align.stages.reward_repeats import done_already, in_words, run_folds, run_members
 
     loaded = load_config(STAGES["reward"], config, given)
     folder = Path(loaded.run.dir or f"runs/reward-{datetime.now():%Y%m%d-%H%M%S}")
 
     def train(more: list[str]) -> Path:
         place = Path(more[0].removeprefix("run.dir="))
+        if done_already(place, load_config(STAGES["reward"], config, [*given, *more])):  # type: ignore[arg-type]
+            return place
         again = resume and (place / "run.json").is_file()
         return run_stage("reward", config, [*given, *more], resume=again, dry_run=False)
 
@@ -111,7 +113,7 @@ def reward(
     assert folds is not None
     seeds = loaded.run.seed, loaded.data.split_seed  # type: ignore[attr-defined]
     found = run_folds(folder, folds, repeats, *seeds, train)
-    for line in in_words(found):
+    for line in in_words(found) if found else ():  # the first process's
         errors.print(line, highlight=False)
 
 

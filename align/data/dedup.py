@@ -59,6 +59,8 @@ def drop_exact(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def drop_near(rows: Sequence[Row], threshold: float) -> tuple[list[Row], list[Row]]:
     """Rows in order, without those that are nearly the same as an earlier row that was kept.
 
+    Of rows that say different things of their texts (as in `drop_exact`) all stay.
+
     Args:
         rows: rows of one kind.
         threshold: smallest Jaccard similarity, in (0, 1], that every field must reach.
@@ -66,7 +68,14 @@ def drop_near(rows: Sequence[Row], threshold: float) -> tuple[list[Row], list[Ro
     Returns:
         The rows kept and the rows dropped, both in order.
     """
-    duplicate = near_duplicates([row_texts(row) for row in rows], threshold)
+    alike: defaultdict[str, list[int]] = defaultdict(list)  # rows that say the same of their texts
+    for place, row in enumerate(rows):
+        alike[_said(row)].append(place)
+    duplicate = [False] * len(rows)
+    for places in alike.values():
+        found = near_duplicates([row_texts(rows[place]) for place in places], threshold)
+        for place, is_copy in zip(places, found, strict=True):
+            duplicate[place] = is_copy
     kept = [row for row, is_copy in zip(rows, duplicate, strict=True) if not is_copy]
     return kept, [row for row, is_copy in zip(rows, duplicate, strict=True) if is_copy]
 

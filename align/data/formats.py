@@ -34,7 +34,7 @@ from align.errors import DataError
 from feedback.conversation import as_turns
 from feedback.dialogue import RowProblem, is_dialogue
 from feedback.schema import Text
-from reward.preferences import SOFT_LABEL
+from reward.preferences import SOFT_LABEL, TIE
 
 SERVES: dict[str, tuple[Kind, ...]] = {
     "preference": ("sft", "preference", "prompts", "ranking"),
@@ -129,7 +129,11 @@ def convert(
         return _to_preference(example) | found
     assert example.prompt is not None
     if kind in ("ranking", "rating", "steps"):
-        return _to_graded(example, kind) | _weights(renamed, ["weight"])
+        found = _weights(renamed, ["weight", SOFT_LABEL])
+        label = found.pop(SOFT_LABEL, 1.0)
+        if example.answers and abs(label - 0.5) <= TIE:
+            return None  # a preference that names no better answer
+        return _to_graded(_likelier_first(example, {SOFT_LABEL: label}), kind) | found
     return {"prompt": example.prompt} | _further_columns(values, renamed, columns)
 
 
@@ -168,10 +172,10 @@ def _format_of(keys: set[str]) -> str | None:
         return "ranking"
     if {"prompt", "completions", "labels"} <= keys:
         return "steps"
+    if {"prompt", "completion", "label"} <= keys:
+        return "unpaired"  # beside scores too: SFT must not learn what is marked as bad
     if {"prompt", "completion", "scores"} <= keys:
         return "rating"
-    if {"prompt", "completion", "label"} <= keys:
-        return "unpaired"
     if {"prompt", "completion"} <= keys:
         return "prompt-completion"
     if keys & {"messages", "conversations"}:
@@ -229,6 +233,8 @@ def _weights(renamed: Values, names: Iterable[str] = WEIGHTS) -> Values:
             raise RowProblem(f"{name} has the wrong type", f"{value!r}; a number") from None
         if not math.isfinite(number):
             raise RowProblem(f"{name} is not finite", f"{value!r}; expected a finite number")
+        if name == "weight" and number < 0:
+            raise RowProblem("weight is negative", f"{value!r}; expected 0 or more")
         if name == SOFT_LABEL and not 0 <= number <= 1:
             raise RowProblem(f"{name} is no probability", f"{value!r}; expected 0 to 1")
         found[name] = number

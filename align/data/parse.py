@@ -169,6 +169,10 @@ def _parse_steps(row: Values) -> Example:
     steps, labels = row.get("completions"), row.get("labels")
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowProblem("completions is no list of steps", _shown(steps))
+    steps = [step.strip("\n") for step in steps]
+    broken = next((step for step in steps if "\n" in step), None)
+    if broken is not None:
+        raise RowProblem("a step holds a line break", f"{_shown(broken)}; a step is one line")
     if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
         raise RowProblem("labels do not fit the steps", f"{_shown(labels)} for {len(steps)} steps")
     found = [None if label is None else _number("labels", label) for label in labels]

@@ -153,8 +153,11 @@ def load_reward_start(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
-    dtype: str = "auto",
     heads: int = 1,
+    dtype: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A classifier on a causal model's backbone, its head or heads freshly initialised.
 
@@ -163,15 +166,21 @@ def load_reward_start(
     Raises:
         ModelError: nothing loadable is there, or a reward model with another number of heads.
     """
+    given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    attention: dict[str, Any] = {}
+    if attn_implementation:
+        attention["attn_implementation"] = attn_implementation
     try:
         if (Path(path) / "adapter_config.json").is_file():
-            policy, trained = load_causal_lm(path, dtype=dtype), False
+            policy, trained = load_causal_lm(path, dtype=dtype, **attention, **given), False
             config = copy.deepcopy(policy.config)
             config.num_labels = heads
-            model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+            model = AutoModelForSequenceClassification.from_config(
+                config, dtype=policy.dtype, **attention
+            )
             model.base_model.load_state_dict(policy.base_model.state_dict())
         else:
-            config = AutoConfig.from_pretrained(str(path))
+            config = AutoConfig.from_pretrained(str(path), **given)
             trained = any("SequenceClassification" in name for name in config.architectures or [])
             if trained and config.num_labels != heads:
                 raise ModelError(
@@ -184,6 +193,8 @@ def load_reward_start(
                 fresh=None if trained else "score.",
                 num_labels=heads,
                 dtype=resolve_dtype(dtype),
+                **attention,
+                **given,
             )
     except (OSError, ValueError) as error:
         raise ModelError(_not_loadable(path, error)) from error

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reward.debias import length_correlation_term
 from torch import Tensor, nn
 
 from align.engine.head import score_tokens
 from align.engine.reward_rows import ObjectiveKind
 from align.engine.scorer import Scores
+from reward.debias import length_correlation_term
 from reward.losses import (
     centring_term,
     class_weights,
@@ -114,12 +114,15 @@ class Objective:
             win = decided(soft)
             weights = torch.where(win, self.win_weight, self.tie_weight)
             return weights * TIES[self.loss](margins, win.long(), tie)
-        if bool((soft == 1).all()):
+        certain = bool((soft == 1).all())
+        if certain:
             apart = batch["margin"].to(margins)
             losses = pair_loss(margins, margin=apart, label_smoothing=self.label_smoothing)
         else:
             losses = pair_loss(margins, soft_labels=soft)
-        return losses * focal_weights(margins, self.focal, soft) if self.focal else losses
+        if not self.focal:
+            return losses
+        return losses * focal_weights(margins, self.focal, None if certain else soft)
 
     def terms(self, found: Scores, batch: Batch) -> Tensor:
         """What is added to the mean loss, a scalar."""
@@ -150,6 +153,8 @@ class Objective:
         assert self.text_head is not None
         chosen = chosen_text(batch)
         targets = batch["input_ids"][chosen]
+        if isinstance(self.text_head.head, nn.Module):  # frozen, and no part of the model
+            self.text_head.head.to(found.text.device)
         logprobs, _ = score_tokens(self.text_head, found.text, targets)  # type: ignore[arg-type]
         table, real = group_scores(logprobs, chosen.sum(dim=1)[0::2])
         return generative_term(table, real)

@@ -16,8 +16,11 @@ from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
 from align.engine.objective import Batch, Objective, chosen_text
 from align.engine.scorer import Scorer, Scores
-from reward.losses import group_scores
+from reward.losses import decided, group_scores
+from reward.preferences import SOFT_LABEL
 from reward.ranked_losses import better_worse
+
+TIE_RATE = 0.01  # Adam's, of a logarithm
 
 
 class _Trainer(Trainer):
@@ -30,6 +33,20 @@ class _Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective = objective
         self.seen = {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Transformers' optimizer; the parameter of ties, a single number, has a rate of its own.
+
+        At the rate of the weights it would stay where it starts.
+        """
+        made = self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        tie = tie_parameter(self.model) if isinstance(self.model, nn.Module) else None
+        if made is None and tie is not None:
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if p is not tie]
+            optimizer.add_param_group({"params": [tie], "lr": TIE_RATE, "weight_decay": 0.0})
+        return optimizer
 
     def compute_loss(
         self,
@@ -99,7 +116,8 @@ def figures(found: Scores, batch: Batch, kind: str) -> dict[str, Tensor]:
         named["disagreement"] = found.scores.std(dim=1, unbiased=False).mean()
     if kind == "pairs":
         margins = mean[0::2] - mean[1::2]
-        named |= {"accuracy": (margins > 0).float().mean(), "margin": margins.mean()}
+        known = decided(batch[SOFT_LABEL])
+        named |= {"accuracy": (margins[known] > 0).float().mean(), "margin": margins.mean()}
     elif kind == "rankings":
         table, real = group_scores(mean, batch["counts"])
         ranks, _ = group_scores(batch["ranks"], batch["counts"])

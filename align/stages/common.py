@@ -193,8 +193,19 @@ def build_guards(
     return guards
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    more: Callable[[Path], None] | None = None,
+) -> None:
     """Write the result of a stage with its tokenizer and a manifest, in the first process.
+
+    Args:
+        model: what `save_pretrained` writes.
+        tokenizer: likewise.
+        folder: where to.
+        more: writes further files there, before the manifest.
 
     Raises:
         CheckpointError: the disk is full.
@@ -205,6 +216,8 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     with disk_errors(folder.parent):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if more is not None:
+            more(folder)
         write_manifest(folder)
 
 

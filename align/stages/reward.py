@@ -28,6 +28,7 @@ from align.stages.common import (
     build_guards,
     console,
     load_data,
+    model_kwargs,
     open_tokenizer,
     save_model,
     seed_everything,
@@ -35,8 +36,14 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.normalisation import normalisation_policy, normalisation_prompts, normalise
-from align.stages.preflight import build_trainer, check_model, check_start, loading
-from align.stages.reward_objective import Trained, check_objective, merged, train_objective
+from align.stages.preflight import build_trainer, check_model, check_start, gather, loading
+from align.stages.reward_objective import (
+    Trained,
+    check_objective,
+    describe,
+    merged,
+    train_objective,
+)
 from align.stages.reward_results import in_words, pair_results
 from align.stages.training import train
 from reward.model import RewardModel
@@ -50,10 +57,11 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
-    check_start(config)
+    gather(lambda: check_start(config), lambda: check_unquantised(config))
     patience = {} if config.objective.patience is None else EARLY
     args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5, **patience)
-    if config.data.labels != "majority" and config.objective.plain:
+    plain = config.objective.plain
+    if config.data.labels != "majority" and plain:
         refuse_soft_labels(args)
     tokenizer = open_tokenizer(config.model)
     policy = normalisation_policy(config)
@@ -66,9 +74,11 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         max_length=args.max_length,
         context=context_of(config.model.path),
     )
-    if has_soft_labels(data) and config.objective.plain:
+    plain = plain and not has_weights(data)  # TRL's loss knows none
+    if has_soft_labels(data) and plain:
         refuse_soft_labels(args)
-    check_objective(config.objective, args, data)
+    if not plain:
+        check_objective(config.objective, args, data)
     if data.validation is None:
         if config.objective.patience:
             raise ConfigError([Problem("objective.patience", NO_VALIDATION, "set a fraction.")])
@@ -79,22 +89,24 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     if dry_run:
         dry_report(config, run, args)
         return
+    start = model_kwargs(config.model)
+    start.pop("quantization")
     with loading(config.model.path):
         model = load_reward_start(
             config.model.path,
             tokenizer,
             seed=config.run.seed,
-            dtype=config.model.dtype,
             heads=head_count(config, data),
+            **start,
         )
     check_finite(model, config.model.path)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     freeze(model, config.model.freeze)
-    step = train_pairs if config.objective.plain else train_objective
+    step = train_pairs if plain else train_objective
     trained = step(config, run, args, model, tokenizer, data, resume)
+    describe(trained.model, config.objective, trained.notes)
     normalise(trained.model, tokenizer, policy, config.normalisation, prompts, run)
-    save_model(trained.model, tokenizer, run.model)
-    trained.save_more(run.model)
+    save_model(trained.model, tokenizer, run.model, more=trained.save_more)
     results: dict[str, Any] = {"steps": trained.steps} | trained.notes
     for name, part in (("validation", data.validation), ("test", data.test)):
         if part is not None:
@@ -108,8 +120,27 @@ EARLY = {  # patience watches the held-out log-loss, and the best weights are ke
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
     "save_strategy": "epoch",
+    "restore_callback_states_from_checkpoint": True,  # how long nothing got better
 }
 NO_VALIDATION = "needs held-out data, and data.validation_fraction is 0."
+
+
+def check_unquantised(config: RewardStage) -> None:
+    """Refuse quantised weights: the head is trained whole, and the result is a whole model.
+
+    Raises:
+        ConfigError: `model.quantization` is set.
+    """
+    if config.model.quantization:
+        what = f"{config.model.quantization}: a reward model is trained on whole weights."
+        raise ConfigError([Problem("model.quantization", what, "leave it out; use peft.")])
+
+
+def has_weights(data: Splits) -> bool:
+    """Whether some training row counts more or less than another."""
+    if "weight" not in data.train.column_names:
+        return False
+    return any(weight != 1 for weight in data.train["weight"][:])
 
 
 def head_count(config: RewardStage, data: Splits) -> int:

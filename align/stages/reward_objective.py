@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.objective import DATA, ObjectiveSection
-from align.config.sections import DataSection
+from align.config.sections import DataSection, ModelSection
 from align.config.stages import RewardStage
 from align.data import Splits, load_splits
 from align.engine.guards.base import Batch
-from align.engine.models import load_causal_lm, peft_config
+from align.engine.models import disable_dropout, load_causal_lm, peft_config
 from align.engine.objective import TIES, Objective, TextHead, balanced
 from align.engine.objective_trainer import ObjectiveTrainer, forward, tie_parameter
 from align.engine.reward_rows import Example, RewardCollator, reward_examples
 from align.engine.scorer import Scorer
 from align.engine.soft_labels import has_soft_labels
+from align.engine.tokenizer import match_embeddings
 from align.errors import ConfigError, DataError, Problem
 from align.run import Run
-from align.stages.common import build_guards
+from align.stages.common import build_guards, model_kwargs
 from align.stages.preflight import build_trainer, is_classifier
 from align.stages.reward_results import (
     pair_results,
@@ -54,7 +55,7 @@ class Trained:
     steps: int
     measure: Callable[[Dataset], dict[str, Any]]  # of held-out rows
     notes: dict[str, Any] = field(default_factory=dict)  # for run.json
-    save_more: Callable[[Path], None] = lambda folder: None
+    save_more: Callable[[Path], None] | None = None  # further files of the model
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -73,8 +74,6 @@ def check_objective(section: ObjectiveSection, args: Any, data: Splits) -> None:
         ConfigError: a trainer option of TRL's own loss, or aspects that no row has.
         DataError: ties under a strict order, or no tie where a loss learns how common they are.
     """
-    if section.plain:
-        return
     problems = []
     smoothing = getattr(args, "label_smoothing_factor", 0.0)
     if smoothing:
@@ -83,9 +82,13 @@ def check_objective(section: ObjectiveSection, args: Any, data: Splits) -> None:
     if args.center_rewards_coefficient and section.kind != "pairs":
         what = "centres the two answers of a pair, and objective.kind is not pairs."
         problems.append(Problem("trainer.center_rewards_coefficient", what, "leave it out."))
-    if section.label_smoothing and has_soft_labels(data):
-        what = "soft labels say how sure each label is already."
-        problems.append(Problem("objective.label_smoothing", what, "leave it out."))
+    if has_soft_labels(data):
+        if section.label_smoothing:
+            what = "soft labels say how sure each label is already."
+            problems.append(Problem("objective.label_smoothing", what, "leave it out."))
+        if 0 < section.focal < 1:
+            what = f"{section.focal} has no gradient where a model meets a soft label."
+            problems.append(Problem("objective.focal", what, "set 1 or more."))
     if section.kind == "ratings":
         known = sorted(data.train.features["scores"])
         for name in section.aspects:
@@ -95,7 +98,9 @@ def check_objective(section: ObjectiveSection, args: Any, data: Splits) -> None:
     if problems:
         raise ConfigError(problems)
     if section.kind == "rankings" and section.chosen_loss == "plackett-luce":
-        tied = next((r for r in data.train if len(set(r["ranks"])) < len(r["ranks"])), None)
+        parts = [part for part in (data.train, data.validation) if part is not None]
+        every = (row for part in parts for row in part)
+        tied = next((row for row in every if len(set(row["ranks"])) < len(row["ranks"])), None)
         if tied is not None:
             raise DataError(
                 f"ranks {tied['ranks']} have a tie, and plackett-luce needs a strict order. "
@@ -121,7 +126,10 @@ def train_objective(
     """Train on the objective, and make a standard classifier of the result."""
     section, kind, size = config.objective, config.objective.kind, args.per_device_eval_batch_size
     aspects = aspect_weights(section, data.train)
-    objective, start = make_objective(config, args, model, data)
+    objective, start = make_objective(config, args, model, tokenizer, data)
+    if args.disable_dropout:  # as TRL's own trainer does
+        disable_dropout(model)
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs of one process would need DataParallel
     if config.peft:
         from peft import get_peft_model
 
@@ -165,7 +173,6 @@ def train_objective(
     notes: dict[str, Any] = {"objective": section.kind, "loss": section.chosen_loss}
     if scorer.tie is not None:
         notes["tie_parameter"] = float(scorer.tie)
-    describe(classifier, section, notes)
     done = Trained(classifier, trainer.state.global_step, partial(ranking_results, scorer=judge))
     done.notes = notes
     if kind == "pairs":
@@ -180,7 +187,11 @@ def train_objective(
 
 
 def make_objective(
-    config: RewardStage, args: Any, model: PreTrainedModel, data: Splits
+    config: RewardStage,
+    args: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Splits,
 ) -> tuple[Objective, float | None]:
     """The objective of the section, and where its parameter of ties starts."""
     section = config.objective
@@ -195,27 +206,29 @@ def make_objective(
         if section.balance is not None:
             values["win_weight"], values["tie_weight"] = balanced(soft, section.balance)
     if section.generative:
-        values["text_head"] = text_head(config.model.path, model)
+        values["text_head"] = text_head(config.model, model, tokenizer)
     values["centring"] = args.center_rewards_coefficient or 0.0
     return Objective(loss=section.chosen_loss, **values), start
 
 
-def text_head(path: str, model: PreTrainedModel) -> TextHead:
+def text_head(
+    section: ModelSection, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> TextHead:
     """The head of the policy that training starts from; tied ones are the trained embeddings.
 
     Raises:
         ConfigError: the start is a reward model already, and its head is gone.
     """
     config = model.config.get_text_config()
-    if is_classifier(path):
+    if is_classifier(section.path):
         what = "keeps the language-model head useful, and a reward model has none left."
         raise ConfigError([Problem("objective.generative", what, "start from a policy.")])
     if config.tie_word_embeddings:
         table = model.get_input_embeddings().weight
         return TextHead(lambda states: nn.functional.linear(states, table), config)  # type: ignore[arg-type]
-    policy = load_causal_lm(path, dtype=str(model.dtype).removeprefix("torch."))
-    head = policy.get_output_embeddings()
-    return TextHead(head.requires_grad_(False).to(model.device), config)
+    policy = load_causal_lm(section.path, **model_kwargs(section))
+    match_embeddings(policy, tokenizer)
+    return TextHead(policy.get_output_embeddings().requires_grad_(False), config)
 
 
 def aspect_weights(section: ObjectiveSection, rows: Dataset) -> dict[str, float]:
@@ -227,7 +240,7 @@ def aspect_weights(section: ObjectiveSection, rows: Dataset) -> dict[str, float]
 
 
 def describe(model: PreTrainedModel, section: ObjectiveSection, ties: dict[str, Any]) -> None:
-    """Say in the model's config how its scores are to be read."""
+    """Say in the model's config how its scores are to be read, and nothing of what it was."""
     notes: dict[str, Any] = {}
     if section.heads > 1:
         notes["heads"] = section.heads
@@ -235,8 +248,7 @@ def describe(model: PreTrainedModel, section: ObjectiveSection, ties: dict[str, 
         notes["steps"] = section.aggregate
     if "tie_parameter" in ties:
         notes["ties"] = {"loss": ties["loss"], "parameter": ties["tie_parameter"]}
-    if notes:
-        setattr(model.config, CONFIG_KEY, notes)
+    setattr(model.config, CONFIG_KEY, notes)
 
 
 def one_head(model: PreTrainedModel, weights: Sequence[float]) -> nn.Linear:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import ConfigError, Problem
+from align.config.stages import RewardStage
+from align.errors import ConfigError, Problem, RunError
 from align.evaluate.significance import seeds_interval
+from align.processes import first_process
 from align.run import write_json
+from align.same import check_same
 
 FIGURES = ("accuracy", "log_loss", "ece", "soft_log_loss", "kendall_tau", "spearman", "mae")
 Train = Callable[[list[str]], Path]  # overrides to the run's directory
@@ -23,7 +26,7 @@ Train = Callable[[list[str]], Path]  # overrides to the run's directory
 def run_folds(
     folder: Path, folds: int, repeats: int, seed: int, split_seed: int, train: Train
 ) -> dict[str, Any]:
-    """Train `folds` times `repeats` models and write `folds.json`; finished ones are read.
+    """Train `folds` times `repeats` models and write `folds.json`.
 
     Args:
         folder: each run has its own directory inside.
@@ -31,7 +34,7 @@ def run_folds(
         repeats: whole cross-validations; each has other folds and other seeds.
         seed: `run.seed` of the first.
         split_seed: `data.split_seed` of the first.
-        train: trains with further overrides and returns the run's directory.
+        train: trains with further overrides, unless that is done, and returns the run's directory.
 
     Returns:
         Mean, interval and values of each figure. The interval is Student's over all runs; folds
@@ -54,9 +57,11 @@ def run_folds(
                 f"data.fold={fold}/{folds}",
                 f"data.split_seed={split_seed + repeat}",
             ]
-            if not finished(place):
-                train(given)
-            runs.append(json.loads((place / "run.json").read_text(encoding="utf-8"))["results"])
+            train(given)
+            if first_process():  # which alone has the results
+                runs.append(results_of(place))
+    if not first_process():
+        return {}
     summary = summarise([run.get("validation", {}) for run in runs])
     found = {"folds": folds, "repeats": repeats, "summary": summary}
     write_json(folder / "folds.json", found)
@@ -66,14 +71,14 @@ def run_folds(
 def run_members(folder: Path, members: int, seed: int, train: Train) -> list[Path]:
     """Train one reward model for each seed on the same data, and write `ensemble.json`.
 
-    Finished members are read. Each has its own head, order of rows and, from `run.seed` on,
-    everything else that a seed decides; the split of the data is common.
+    Members that are finished alike are read. Each has its own head, order of rows and whatever else
+    `run.seed` decides; the split of the data is common.
 
     Args:
         folder: each member has its own directory inside.
         members: how many, 2 or more.
         seed: `run.seed` of the first.
-        train: trains with further overrides and returns the run's directory.
+        train: trains with further overrides, unless that is done, and returns the run's directory.
 
     Returns:
         The members' models: what `reward: [{ensemble: [...]}]` names.
@@ -88,22 +93,44 @@ def run_members(folder: Path, members: int, seed: int, train: Train) -> list[Pat
     models, found = [], []
     for member in range(members):
         place = folder / f"member-{member}"
-        if not finished(place):
-            train([f"run.dir={place}", f"run.seed={seed + member}"])
+        train([f"run.dir={place}", f"run.seed={seed + member}"])
         models.append(place / "model")
-        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
-        found.append(record["results"].get("validation", {}))
+        if first_process():
+            found.append(results_of(place).get("validation", {}))
+    if not first_process():
+        return models
     names = [str(model) for model in models]
     write_json(folder / "ensemble.json", {"ensemble": names, "summary": summarise(found)})
     return models
 
 
-def finished(place: Path) -> bool:
-    """Whether a run's directory holds a whole run."""
+def done_already(place: Path, config: RewardStage) -> bool:
+    """Whether a directory holds a whole run of this configuration, which is then read.
+
+    Raises:
+        RunError: it holds a whole run of another configuration, and is not to be overwritten.
+    """
     file = place / "run.json"
-    if not file.is_file():
+    if config.run.overwrite or not file.is_file():
         return False
-    return bool(json.loads(file.read_text(encoding="utf-8")).get("status") == "completed")
+    if json.loads(file.read_text(encoding="utf-8")).get("status") != "completed":
+        return False
+    try:
+        check_same(place, config.model_dump(mode="json") | {"stage": config.stage})
+    except RunError as error:
+        raise RunError(
+            f"{place} holds a finished run of another configuration, and is not believed "
+            f"({str(error).removeprefix('--resume: ')}). Fix: set another run.dir, or "
+            "run.overwrite=true."
+        ) from None
+    return True
+
+
+def results_of(place: Path) -> dict[str, Any]:
+    """What a finished run found."""
+    record: dict[str, Any] = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = record["results"]
+    return found
 
 
 def summarise(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -130,17 +130,25 @@ def _resume_point(trainer: Any, run: Run, watch: SignalsCallback | None) -> Path
 
 
 def _finished(checkpoint: Path) -> bool:
+    """Whether training had reached its last step, or run out of patience."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if isinstance(stopping, dict):
+        waited = stopping["attributes"]["early_stopping_patience_counter"]
+        if waited >= stopping["args"]["early_stopping_patience"]:
+            return True
     return state.max_steps > 0 and state.global_step >= state.max_steps
 
 
 def _load_finished(trainer: Any, checkpoint: Path) -> None:
-    """Take the weights of a training that had reached its last step.
+    """Take the weights that a finished training ended with: the last, or the best where asked for.
 
     transformers, asked to resume there in the middle of an epoch, would train one step more.
     """
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))
+    trainer.state = state
 
 
 def _checkpoint_bytes(trainer: Any) -> int:

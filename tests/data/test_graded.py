@@ -83,6 +83,8 @@ def test_they_still_serve_what_they_served_before():
         ("steps", {"labels": [2, 0]}, "a label is no probability"),
         ("steps", {"labels": [None, None]}, "no step has a label"),
         ("steps", {"completions": ["one", " "]}, "completions is no list of steps"),
+        ("steps", {"completions": ["one\nhalf", "two"]}, "a step holds a line break"),
+        ("rating", {"weight": -1}, "weight is negative"),
     ],
 )
 def test_bad_rows_say_why(format, change, reason):
@@ -153,3 +155,33 @@ def test_a_kind_that_the_data_cannot_serve_is_said(tmp_path):
     section = DataSection.model_validate({"train": path})
     with pytest.raises(DataError, match="rating data cannot serve 'ranking'"):
         load_splits(section, "ranking")
+
+
+def test_a_preference_turns_its_ranking_as_its_soft_label_says():
+    pair = {"prompt": "Q?", "chosen": "yes", "rejected": "no"}
+    turned = convert(pair | {"soft_label": 0.1}, "preference", "ranking", {})
+    assert turned == {"prompt": "Q?", "responses": ["no", "yes"], "ranks": [1, 2]}
+    assert convert(pair | {"soft_label": 0.5}, "preference", "ranking", {}) is None
+
+
+def test_an_answer_marked_as_bad_is_not_learnt_because_it_has_scores(tmp_path):
+    rows = [RATING | {"label": label, "prompt": f"{label}?"} for label in (True, False)]
+    section = DataSection.model_validate(
+        {"train": write(tmp_path / "r.jsonl", rows), "validation_fraction": 0}
+    )
+    assert load_splits(section, "sft").train["prompt"][:] == ["True?"]
+
+
+def test_near_duplicates_that_say_other_things_stay(tmp_path):
+    words = "the quick brown fox jumps over the lazy dog again and again today"
+    first = {"prompt": words, "responses": ["good " + words, "bad " + words], "ranks": [1, 2]}
+    rows = [first, first | {"ranks": [2, 1]}, first | {"prompt": words + " now"}]
+    section = DataSection.model_validate(
+        {
+            "train": write(tmp_path / "r.jsonl", rows),
+            "validation_fraction": 0,
+            "deduplicate": "near",
+            "near_threshold": 0.7,
+        }
+    )
+    assert load_splits(section, "ranking").train["ranks"][:] == [[1, 2], [2, 1]]

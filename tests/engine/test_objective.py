@@ -108,6 +108,8 @@ def test_pairs_are_bradley_terry_weighted(scorer, batch_of):
     smooth = Objective(label_smoothing=0.1).losses(found, batch)[:, 0]
     expected = 0.9 * plain + 0.1 * nn.functional.softplus(margins)
     assert torch.allclose(smooth, expected * torch.tensor([2.0, 1, 1]), atol=1e-6)
+    gentle = Objective(focal=0.5).losses(found, batch)[:, 0]  # certain labels take any gamma
+    assert torch.isfinite(gentle).all()
     focal = Objective(focal=2.0).losses(found, batch)[:, 0]
     assert torch.allclose(focal, plain * torch.sigmoid(-margins) ** 2 * torch.tensor([2.0, 1, 1]))
     marked = batch | {"margin": torch.tensor([0.5, 0, 0])}
@@ -196,6 +198,15 @@ def test_ties_learn_their_parameter(scorer, batch_of):
     losses.sum().backward()
     assert model.tie.grad.abs() > 0
     assert tie_parameter(scorer()) is None
+
+
+def test_ties_are_left_out_of_the_accuracy_that_is_logged(scorer, batch_of):
+    rows = [row | {"soft_label": label} for row, label in zip(PAIRS, (1.0, 0.5, 1.0), strict=True)]
+    model, batch = scorer(), batch_of(rows, "pairs")
+    found = forward(model, batch, Objective())
+    margins = (found.scores[0::2, 0] - found.scores[1::2, 0])[[0, 2]]
+    named = figures(found, batch, "pairs")
+    assert float(named["accuracy"]) == pytest.approx(float((margins > 0).float().mean()))
 
 
 def test_balanced_classes_come_to_the_same():

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from align.config.sections import DataSection
+from align.data import load_splits
+from reward.losses import tie_start
 from reward.process import ProcessReward, load_reward
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -118,10 +123,21 @@ def test_several_heads_are_an_ensemble_on_one_trunk(train, cli, tmp_path):
     assert "disagreement" in logged
 
 
+def train_rows(folder: Path) -> list[dict[str, Any]]:
+    """What the run of rows of `pairs` trained on."""
+    section = DataSection.model_validate(
+        {"train": str(folder / "pairs.jsonl"), "validation_fraction": 0.25}
+    )
+    found: list[dict[str, Any]] = load_splits(section, "preference").train.to_list()
+    return found
+
+
 @pytest.mark.parametrize("loss", ["rao-kupper", "davidson"])
 def test_ties_are_an_outcome(loss, train, tmp_path):
     record = train("pairs", {"loss": loss, "balance": 1.0})
-    assert isinstance(record["results"]["tie_parameter"], float)
+    start = tie_start(float(np.mean([row["soft_label"] == 0.5 for row in train_rows(tmp_path)])))
+    moved = abs(record["results"]["tie_parameter"] - start)
+    assert moved > 0.005  # four steps at a rate of its own; at the weights' it would be 0.004
     assert record["results"]["validation"]["undecided"] > 0
     config = standard(tmp_path / "run-reward" / "model").config
     assert config.align_reward["ties"]["loss"] == loss
@@ -154,6 +170,50 @@ def test_terms_beside_bradley_terry(kind, objective, train, tmp_path):
     standard(tmp_path / "run-reward" / "model")
 
 
+def test_weights_count_without_an_objective_too(stage, cli, tmp_path):
+    """TRL's loss knows no weights; a pair of weight 0 must teach nothing."""
+    rows = rows_for("hard")
+    models = []
+    for name, wrong in (("none", []), ("weightless", rows[:30])):
+        data = tmp_path / f"{name}.jsonl"
+        turned = [
+            {"prompt": r["prompt"] + "!", "chosen": r["rejected"], "rejected": r["chosen"]}
+            | {"weight": 0.0}
+            for r in wrong
+        ]
+        right = [row | {"weight": 2.0} for row in rows[:16]]
+        data.write_text("".join(json.dumps(row) + "\n" for row in [*right, *turned]))
+        arguments = stage(
+            "reward",
+            run={"dir": str(tmp_path / name), "seed": 3},
+            data={"train": str(data), "validation_fraction": 0},
+            trainer={"max_steps": 30, "learning_rate": 1e-3, "lr_scheduler_type": "constant"},
+        )
+        assert cli(*arguments).code == 0
+        models.append(load_reward(tmp_path / name / "model", normalise=False))
+    good, bad = rows[0]["chosen"], rows[0]["rejected"]
+    for model in models:
+        first, second = model.score(["Where is thing 3? "] * 2, [good, bad])
+        assert first > second + 1  # the thirty turned pairs are the majority, and weigh nothing
+
+
+def test_a_model_forgets_what_it_was(train, stage, cli, tmp_path, world):
+    """A whole-answer model that starts from one of steps is read as what it is now."""
+    train("steps", {"kind": "steps"})
+    start = tmp_path / "start"
+    (tmp_path / "run-reward" / "model").rename(start)
+    result = cli(
+        *stage(
+            "reward",
+            model={"path": str(start)},
+            normalisation={"policy": str(world.model), "prompts": 4, "max_new_tokens": 8},
+        ),
+        "run.overwrite=true",
+    )
+    assert result.code == 0, result.text
+    assert not isinstance(load_reward(tmp_path / "run-reward" / "model"), ProcessReward)
+
+
 def test_an_adapter_trains_and_is_merged(train, tmp_path):
     train("rankings", {"kind": "rankings"}, "peft.method=lora", "peft.kwargs={r: 2}")
     standard(tmp_path / "run-reward" / "model")
@@ -167,24 +227,35 @@ def test_guards_hold_an_objective_too(train, tmp_path):
     assert "guard" in logged
 
 
+RUIN = (
+    "trainer.eval_strategy=steps",
+    "trainer.eval_steps=1",
+    "trainer.save_strategy=steps",
+    "trainer.save_steps=1",
+    "trainer.learning_rate=3.0",
+)
+
+
 def test_a_run_that_stops_improving_ends_early_with_its_best_weights(train, tmp_path):
     """A learning rate that ruins the model: the first evaluation stays the best."""
-    record = train(
-        "rankings",
-        {"kind": "rankings", "patience": 2},
-        "trainer.eval_strategy=steps",
-        "trainer.eval_steps=1",
-        "trainer.save_strategy=steps",
-        "trainer.save_steps=1",
-        "trainer.learning_rate=3.0",
-        steps=40,
-    )
+    record = train("rankings", {"kind": "rankings", "patience": 2}, *RUIN, steps=40)
     rows = [
         json.loads(r) for r in (tmp_path / "run-reward" / "metrics.jsonl").read_text().splitlines()
     ]
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     assert record["results"]["steps"] < 40
-    assert len(losses) == losses.index(min(losses)) + 1 + 2
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 2
+    folder = tmp_path / "run-reward"
+    kept = load_file(folder / "model" / "model.safetensors")
+    saved = load_file(folder / "checkpoints" / f"checkpoint-{best + 1}" / "model.safetensors")
+    assert all(torch.equal(kept[name], saved[f"model.{name}"]) for name in kept)
+    # what had ended is not trained on: not the last weights are the result, but the best again
+    edited = json.loads((folder / "run.json").read_text()) | {"status": "failed"}
+    (folder / "run.json").write_text(json.dumps(edited))
+    train("rankings", {"kind": "rankings", "patience": 2}, *RUIN, "--resume", steps=40)
+    again = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_folds(stage, cli, tmp_path):
@@ -207,6 +278,13 @@ def test_folds(stage, cli, tmp_path):
     assert again.code == 0
     after = (tmp_path / "run-reward" / "repeat-0" / "fold-1" / "run.json").stat().st_mtime_ns
     assert before == after
+    for other in (["--folds", 4], ["--folds", 3, "trainer.learning_rate=1e-4"]):
+        refused = cli(*arguments, *other)  # what was made otherwise is not believed
+        assert refused.code == 8, refused.text
+        assert "finished run of another configuration" in refused.text
+    assert cli(*arguments, "--folds", 3, "run.overwrite=true").code == 0
+    last = (tmp_path / "run-reward" / "repeat-0" / "fold-1" / "run.json").stat().st_mtime_ns
+    assert last != before
 
 
 def test_members_of_an_ensemble(stage, cli, world, tmp_path):
@@ -237,6 +315,7 @@ def test_members_of_an_ensemble(stage, cli, world, tmp_path):
         ("ratings", {"kind": "ratings", "heads": 2}, "one head for each aspect"),
         ("rankings", {"kind": "rankings", "focal": 1}, "objective.focal is for kind: pairs"),
         ("pairs", {"label_smoothing": 0.1}, "soft labels say how sure each label is already"),
+        ("pairs", {"focal": 0.5}, "no gradient where a model meets a soft label"),
         ("hard", {"loss": "davidson"}, "no training pair is a tie"),
         ("pairs", {"balance": 0.9}, "set loss: rao-kupper"),
         ("rankings", {"kind": "pairs", "loss": "davidson"}, "ranking data cannot serve"),
