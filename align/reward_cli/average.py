@@ -79,8 +79,8 @@ def average(
     elif made.head_similarity is not None and made.head_similarity < ALIKE:
         err.print(
             f"warning: two members' heads have a cosine of {made.head_similarity:.2f} only. "
-            "Members whose heads were drawn apart average to a weaker head; start all of them from one "
-            "saved reward model (model.path)."
+            "Members whose heads were drawn apart average to a weaker head; start all of them "
+            "from one saved reward model (model.path)."
         )
     shares = ", ".join(f"{share:.3g}" for share in made.weights)
     print(f"{out}: {made.numbers:,} numbers in {made.tensors} tensors, weights {shares}")
