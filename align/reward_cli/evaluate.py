@@ -75,7 +75,7 @@ def evaluate(
         opened,
         rows.sets,
         target=target,
-        data=data,
+        data=rows.source,
         rows=rows.rows,
         bad=rows.bad,
         probes=probes,
