@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -79,6 +80,50 @@ def test_evaluate_says_and_writes_everything(folder, capsys):
 def test_wrong_evaluations(folder, capsys, arguments, code, message):
     assert run("evaluate", *arguments) == code
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reward_that_fails_on_an_edit_loses_nothing(folder, capsys):
+    """Many functions divide by the length of an answer, and one probe empties it."""
+    (folder / "mean.py").write_text(
+        "def word(completions, **columns):\n"
+        "    return [sum(map(len, c.split())) / len(c.split()) for c in completions]\n"
+    )
+    code = run("evaluate", "mean:word", "rows.jsonl", "--column", "prompt=question", "--probes",
+               "--level", "0.9", "--json", "r.json", "--html", "r.html")  # fmt: skip
+    assert code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "! the probes failed: reward function 'word' raised ZeroDivisionError" in said
+    found = json.loads((folder / "r.json").read_text())
+    assert found["probes"] is None
+    assert found["bench"]["sets"] == 60
+    assert len(found["consistency"]) == 3
+    assert "ZeroDivisionError" in found["warnings"][0]
+    page = (folder / "r.html").read_text()
+    assert "ZeroDivisionError" in page
+    assert "90% confidence intervals" in page
+
+
+def test_probed_rows_are_drawn(folder):
+    """Of a sorted file the first rows are of one kind."""
+    rows = [{"prompt": f"Question {i}?", "chosen": "yes " * (1 + i), "rejected": "no"}
+            for i in range(60)]  # fmt: skip
+    (folder / "sorted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "seen.py").write_text(
+        "seen = []\n"
+        "def note(prompts, completions, **columns):\n"
+        "    seen.append(prompts)\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    drawn = []
+    for seed in ("0", "0", "1"):
+        assert run("evaluate", "seen:note", "sorted.jsonl", "--probes", "--probe-rows", "10",
+                   "--seed", seed) == 0  # fmt: skip
+        seen = importlib.import_module("seen").seen
+        drawn.append(seen[1])  # the first call scores the labelled answers
+        seen.clear()
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 10
+    assert drawn[0] != [row["prompt"] for row in rows[:10]]
 
 
 @pytest.fixture
