@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,15 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from feedback.schema import Text
+from reward.averaged_config import join_configs, read_config, same_tokenizer, write_json
 from reward.errors import ModelError
-from reward.model import CONFIG_KEY, Normalisation, RewardModel, fit_normalisation
+from reward.model import CONFIG_KEY, Normalisation, fit_normalisation
+from reward.process import load_reward
 
 PIECE = 4_000_000  # numbers of one tensor read at once, of each member
-IGNORED = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-OURS = "align_"  # keys of the config that hold what was measured on one member
+HEADS = ("score", "classifier")  # what transformers calls the head, as in reward.score
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -52,65 +52,72 @@ class Averaged:
     tensors: int
     numbers: int
     similarity: float  # least cosine of two members' weights; near 1 after one start
-    dropped: tuple[str, ...]  # keys of the config that were measured on members: measure again
+    head_similarity: float | None  # of their heads' alone, which the whole hides; None: no head
+    dropped: tuple[str, ...]  # what of the config does not hold for the average
+    warnings: tuple[str, ...] = ()
 
 
 def average_models(
-    paths: Sequence[str | Path], out: str | Path, weights: Sequence[float] | None = None
+    paths: Sequence[str | Path],
+    out: str | Path,
+    weights: Sequence[float] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Averaged:
     """Average the weights of models into a directory that transformers loads.
 
-    Normalisation statistics are not carried over: the mean of models has another mean and standard
-    deviation than any of them. Measure them with `measure_normalisation`.
+    What the members' configs say of how scores are read (heads, steps, ties) is kept. Normalisation
+    statistics are not: the mean of models has another mean and standard deviation than any of them.
+    Measure them with `measure_normalisation`.
 
     Args:
         paths: at least two model directories with safetensors; adapters merged.
         out: a directory that does not exist, or is empty; appears whole or not at all.
         weights: of the members, none negative; scaled to sum 1. Default: all alike.
+        finish: called with the directory before it appears as `out`, such as to measure the
+            average; if it raises, nothing is left.
 
     Raises:
         ModelError: fewer than two members, weights that do not fit, a directory that holds no
-            whole model, members that differ in architecture, tensors or tokenizer, or NaN.
+            whole model, members that differ in architecture, heads, steps, tensors or tokenizer,
+            or NaN.
     """
     folders, target = [Path(path) for path in paths], Path(out)
     shares = _shares(len(folders), weights)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists already. Fix: choose another place for the average.")
-    configs = [_config(folder) for folder in folders]
-    for folder, config in zip(folders[1:], configs[1:], strict=True):
-        _same_config(folders[0], configs[0], folder, config)
-    _same_tokenizer(folders)
-    dropped = sorted({key for config in configs for key in config if key.startswith(OURS)})
+    joined = join_configs(folders, [read_config(folder) for folder in folders], shares)
+    same_tokenizer(folders)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         with ExitStack() as stack:
             members = [_Weights(folder, stack) for folder in folders]
-            gram = torch.zeros(len(folders), len(folders), dtype=torch.float64)
+            grams = torch.zeros(2, len(folders), len(folders), dtype=torch.float64)
             _same_tensors(members)
             for file in members[0].files:
-                _average_file(file, members, shares, temporary / file.name, gram)
+                _average_file(file, members, shares, temporary / file.name, grams)
             tensors = len(members[0].place)
             numbers = sum(_count(members[0].shape(name)) for name in members[0].place)
         _copy_rest(folders[0], temporary)
-        kept = {key: value for key, value in configs[0].items() if key not in dropped}
-        _write_json(temporary / "config.json", kept)
+        write_json(temporary / "config.json", joined.values)
+        if finish is not None:
+            finish(temporary)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    lengths = gram.diagonal().sqrt().clamp(min=1e-300)
-    cosines = gram / lengths[:, None] / lengths[None, :]
     return Averaged(
         path=target,
         members=tuple(str(folder) for folder in folders),
         weights=tuple(shares),
         tensors=tensors,
         numbers=numbers,
-        similarity=float(cosines.min()),
-        dropped=tuple(dropped),
+        similarity=_least_cosine(grams[0]),
+        head_similarity=_least_cosine(grams[1]) if bool(grams[1].any()) else None,
+        dropped=joined.dropped,
+        warnings=joined.warnings,
     )
 
 
@@ -128,10 +135,11 @@ def measure_normalisation(
     Raises:
         ModelError: the model cannot be loaded, or gives all samples the same score.
     """
-    scores = RewardModel.load(path, normalise=False).score(prompts, completions)
+    scores = load_reward(path, normalise=False).score(prompts, completions)
     statistics = fit_normalisation(scores, policy)
-    file = Path(path) / "config.json"
-    _write_json(file, _config(Path(path)) | {CONFIG_KEY: vars(statistics)})
+    config = read_config(Path(path))
+    config[CONFIG_KEY] = dict(config.get(CONFIG_KEY) or {}) | vars(statistics)
+    write_json(Path(path) / "config.json", config)
     return statistics
 
 
@@ -181,7 +189,7 @@ class _Weights:
 
 
 def _average_file(
-    source: Path, members: list[_Weights], shares: list[float], target: Path, gram: Tensor
+    source: Path, members: list[_Weights], shares: list[float], target: Path, grams: Tensor
 ) -> None:
     """Write one file of the first member's layout; its header fits the average as it is."""
     with source.open("rb") as stream:
@@ -192,7 +200,7 @@ def _average_file(
         stream.write(size + header)
         for name in sorted(entries, key=lambda one: entries[one]["data_offsets"]):
             for pieces in zip(*(member.pieces(name) for member in members), strict=True):
-                _write_piece(stream, name, pieces, members, shares, gram)
+                _write_piece(stream, name, pieces, members, shares, grams)
 
 
 def _write_piece(
@@ -201,7 +209,7 @@ def _write_piece(
     pieces: Sequence[Tensor],
     members: list[_Weights],
     shares: list[float],
-    gram: Tensor,
+    grams: Tensor,
 ) -> None:
     first = pieces[0]
     if first.is_floating_point():
@@ -210,7 +218,10 @@ def _write_piece(
                       if not bool(row.isfinite().all())), None)  # fmt: skip
         if wrong is not None:
             raise ModelError(f"{wrong.folder}: {name} holds NaN or infinity. Fix: leave it out.")
-        gram += stacked @ stacked.T
+        product = stacked @ stacked.T
+        grams[0] += product
+        if name.split(".")[0] in HEADS:
+            grams[1] += product
         mean = (torch.tensor(shares, dtype=torch.float64) @ stacked).to(first.dtype)
     else:
         other = next((m for m, piece in zip(members, pieces, strict=True)
@@ -224,6 +235,11 @@ def _write_piece(
     stream.write(mean.contiguous().view(torch.uint8).numpy().tobytes())
 
 
+def _least_cosine(gram: Tensor) -> float:
+    lengths = gram.diagonal().sqrt().clamp(min=1e-300)
+    return float((gram / lengths[:, None] / lengths[None, :]).min())
+
+
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     if count < 2:
         raise ModelError(f"an average needs at least two models; got {count}.")
@@ -235,51 +251,6 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
             "and not all 0."
         )
     return [weight / total for weight in given]
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        held = "there is no such directory" if not folder.is_dir() else str(error)
-        raise ModelError(
-            f"{folder} is no model: {held}. Fix: give the `model/` folder of an `align reward` run."
-        ) from error
-    return dict(found)
-
-
-def _same_config(one: Path, first: Mapping[str, Any], two: Path, second: Mapping[str, Any]) -> None:
-    for key in sorted({*first, *second}):
-        if key in IGNORED or key.startswith(OURS):
-            continue
-        if first.get(key) != second.get(key):
-            raise ModelError(
-                f"{one} and {two} are different models: {key} is {first.get(key)!r} in one and "
-                f"{second.get(key)!r} in the other. Fix: average models fine-tuned from one start."
-            )
-
-
-def _same_tokenizer(folders: Sequence[Path]) -> None:
-    try:
-        loaded = [AutoTokenizer.from_pretrained(str(folder)) for folder in folders]
-    except (OSError, ValueError) as error:
-        raise ModelError(f"a member has no tokenizer that loads: {error}") from error
-    first = loaded[0]
-    for folder, other in zip(folders[1:], loaded[1:], strict=True):
-        differ = [
-            what
-            for what, one, two in (
-                ("vocabulary", first.get_vocab(), other.get_vocab()),
-                ("chat template", first.chat_template, other.chat_template),
-                ("special tokens", first.special_tokens_map, other.special_tokens_map),
-            )
-            if one != two
-        ]
-        if differ:
-            raise ModelError(
-                f"{folders[0]} and {folder} have another {' and '.join(differ)}: the same text "
-                "means other tokens to them. Fix: average models fine-tuned from one start."
-            )
 
 
 def _same_tensors(members: Sequence[_Weights]) -> None:
@@ -305,12 +276,6 @@ def _copy_rest(source: Path, target: Path) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
-
-
-def _write_json(file: Path, value: Any) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def _count(shape: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from feedback.errors import DataError
-from feedback.schema import Text
+from feedback.schema import Message, Text
 from reward.functions import final
 
 # worse: the edit destroys the answer. not_better: it adds nothing of worth. same: nothing changed.
@@ -52,7 +52,7 @@ LATIN = tuple(
     )
     for word in line.split()
 )
-SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]*\s*")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")  # not the point of 3.50
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -68,7 +68,8 @@ class Probe:
 
 def repetition(answer: str, question: str, draw: random.Random) -> str | None:
     """Every sentence three times."""
-    return "".join(part.rstrip() + " " for part in _sentences(answer) for _ in range(3)).rstrip()
+    parts = [part.strip() for part in SENTENCE_END.split(answer)]
+    return " ".join(part for part in parts if part for _ in range(3))
 
 
 def flattery(answer: str, question: str, draw: random.Random) -> str | None:
@@ -215,10 +216,16 @@ def last_question(prompt: Text) -> str:
 
 
 def with_answer(completion: Text, answer: str) -> Text:
-    """A completion whose last message says something else."""
+    """A completion in which the model says something else at last, where `final` reads it.
+
+    What an environment said after that stays.
+    """
     if isinstance(completion, str):
         return answer
-    return [*completion[:-1], {**completion[-1], "content": answer}]
+    own = [i for i, one in enumerate(completion) if one.get("role", "assistant") == "assistant"]
+    place = own[-1] if own else len(completion) - 1
+    changed: Message = {**completion[place], "content": answer}
+    return [*completion[:place], changed, *completion[place + 1 :]]
 
 
 def _swapped(prompts: Sequence[Text], completions: Sequence[Text]) -> list[Text | None]:
@@ -238,10 +245,6 @@ def _swapped(prompts: Sequence[Text], completions: Sequence[Text]) -> list[Text 
         same = answer is None or answer == final(own)
         found[whole[row]] = None if same or answer is None else with_answer(own, answer)
     return [found[text] for text in whole]
-
-
-def _sentences(text: str) -> list[str]:
-    return SENTENCE.findall(text) or ([text] if text else [])
 
 
 def _differ(text: str, word: re.Match[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import LlamaForSequenceClassification
 
 from align.cli import main
 from align.engine.checkpoint import verify
+from align.reward_cli.average import choose_prompts
 from reward.model import Normalisation, RewardModel, write_normalisation
 
 
@@ -80,6 +82,50 @@ def test_wrong_evaluations(folder, capsys, arguments, code, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_reward_that_fails_on_an_edit_loses_nothing(folder, capsys):
+    """Many functions divide by the length of an answer, and one probe empties it."""
+    (folder / "mean.py").write_text(
+        "def word(completions, **columns):\n"
+        "    return [sum(map(len, c.split())) / len(c.split()) for c in completions]\n"
+    )
+    code = run("evaluate", "mean:word", "rows.jsonl", "--column", "prompt=question", "--probes",
+               "--level", "0.9", "--json", "r.json", "--html", "r.html")  # fmt: skip
+    assert code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "! the probes failed: reward function 'word' raised ZeroDivisionError" in said
+    found = json.loads((folder / "r.json").read_text())
+    assert found["probes"] is None
+    assert found["bench"]["sets"] == 60
+    assert len(found["consistency"]) == 3
+    assert "ZeroDivisionError" in found["warnings"][0]
+    page = (folder / "r.html").read_text()
+    assert "ZeroDivisionError" in page
+    assert "90% confidence intervals" in page
+
+
+def test_probed_rows_are_drawn(folder):
+    """Of a sorted file the first rows are of one kind."""
+    rows = [{"prompt": f"Question {i}?", "chosen": "yes " * (1 + i), "rejected": "no"}
+            for i in range(60)]  # fmt: skip
+    (folder / "sorted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "seen.py").write_text(
+        "seen = []\n"
+        "def note(prompts, completions, **columns):\n"
+        "    seen.append(prompts)\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    drawn = []
+    for seed in ("0", "0", "1"):
+        assert run("evaluate", "seen:note", "sorted.jsonl", "--probes", "--probe-rows", "10",
+                   "--seed", seed) == 0  # fmt: skip
+        seen = importlib.import_module("seen").seen
+        drawn.append(seen[1])  # the first call scores the labelled answers
+        seen.clear()
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 10
+    assert drawn[0] != [row["prompt"] for row in rows[:10]]
+
+
 @pytest.fixture
 def members(tiny_llama, tiny_tokenizer, tmp_path) -> list[Path]:
     found = []
@@ -104,7 +150,7 @@ def test_average_without_a_policy_says_what_is_missing(members, capsys):
     assert run("average", str(out), *map(str, members), "--weight", "3", "--weight", "1") == 0
     told = capsys.readouterr()
     assert "weights 0.75, 0.25" in told.out
-    assert "align_reward of the members were left out" in told.err
+    assert "normalisation of the members was left out" in " ".join(told.err.split())
     verify(out)
     assert RewardModel.load(out, normalise=False).normalisation is None
     assert run("average", str(out), *map(str, members)) == 4
@@ -138,3 +184,40 @@ def test_wrong_averages(members, policy_dir, capsys):
     assert "at least two models" in capsys.readouterr().err
     assert run("average", "out", *map(str, members), "--policy", str(policy_dir)) == 2
     assert "--policy and --prompts go together" in capsys.readouterr().err
+
+
+def test_prompts_are_drawn_by_seed_and_leave_room(members, policy_dir, tmp_path):
+    asked = [f"Question {i}?" for i in range(40)]
+    rows = [{"prompt": text} for text in ["long " * 9999, *asked]]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = [choose_prompts(str(policy_dir), members[0], str(path), 10, 8, s) for s in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != asked[:10]
+    assert len(set(drawn[0])) == 10
+    every = choose_prompts(str(policy_dir), members[0], str(path), 80, 8, 0)
+    assert sorted(every) == sorted(asked * 2)  # without the one that leaves no room
+
+
+def test_an_average_that_cannot_be_measured_is_not_left(members, policy_dir, data_files, capsys):
+    for folder in members:  # a head of zeros scores everything alike
+        model = LlamaForSequenceClassification.from_pretrained(folder)
+        torch.nn.init.zeros_(model.score.weight)
+        model.save_pretrained(folder)
+    out = members[0].parent.parent / "average"
+    code = run("average", str(out), *map(str, members), "--policy", str(policy_dir), "--prompts",
+               str(data_files["prompts"]), "--samples", "4", "--max-new-tokens", "4")  # fmt: skip
+    assert code == 4
+    assert "cannot rank them" in " ".join(capsys.readouterr().err.split())
+    assert not list(out.parent.glob("*average*"))
+
+
+def test_heads_drawn_apart_are_warned_of(members, capsys):
+    for seed, folder in enumerate(members):
+        model = LlamaForSequenceClassification.from_pretrained(folder)
+        torch.nn.init.normal_(
+            model.score.weight, std=0.1, generator=torch.Generator().manual_seed(seed)
+        )
+        model.save_pretrained(folder)
+    assert run("average", str(members[0].parent.parent / "average"), *map(str, members)) == 0
+    assert "two members' heads have a cosine of" in " ".join(capsys.readouterr().err.split())

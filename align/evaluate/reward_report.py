@@ -61,6 +61,7 @@ class RewardReport:
     comparison: RewardComparison | None = None
     probes: ProbeReport | None = None
     consistency: list[EditConsistency] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # what could not be measured
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -111,7 +112,8 @@ class RewardReport:
             parts.append(probe_table(self.probes))
         if self.consistency:
             parts.append(consistency_table(self.consistency))
-        parts += [Line(f"! {warning}", style="yellow") for warning in self.bench.warnings]
+        warnings = (*self.bench.warnings, *self.warnings)
+        parts += [Line(f"! {warning}", style="yellow") for warning in warnings]
         return Group(*parts)
 
 
@@ -130,6 +132,7 @@ def render_html(report: RewardReport) -> str:
         "style": Markup(_resource("style.css") + _resource("figures.css")),
         "rewards": [section] if section else [],
         "low": floor(4 * min([0.4, bench.micro.low, *lows])) / 4,  # the axis, in round steps
+        "level": f"{100 * bench.level:g}%",
         "words": WORDS,
         "tones": TONES,
         "short": _short,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align.data.rows import prompt_key
 from feedback.dialogue import RowProblem
 from feedback.schema import Text
 from reward.preferences import TIE
@@ -37,11 +37,11 @@ class AnswerSet:
 
 @dataclass(frozen=True)
 class Rated:
-    """One answer with its grade, to be compared with others to the same prompt."""
+    """One answer with its grades, to be compared with others to the same prompt."""
 
     prompt: Text
     answer: Text
-    grade: float
+    scores: Mapping[str, float]  # by aspect
     category: str = ""
     weight: float = 1.0
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -54,27 +54,30 @@ class Rated:
 def gather_rated(rows: Iterable[Rated]) -> list[AnswerSet]:
     """One set per prompt and category with two answers or more; the first row's columns count.
 
-    An answer that is rated more than once has the mean of its ratings.
+    Prompts are the same where every character is: a system message, case and spaces count. An
+    answer that is rated more than once has the mean of its ratings, aspect by aspect.
     """
     groups: dict[tuple[str, str], list[Rated]] = {}
     for row in rows:
-        groups.setdefault((prompt_key(row.prompt), row.category), []).append(row)
+        groups.setdefault((_key(row.prompt), row.category), []).append(row)
     sets = []
     for group in groups.values():
-        grades: dict[str, list[float]] = {}
+        given: dict[str, dict[str, list[float]]] = {}
         texts: dict[str, Text] = {}
         for row in group:
-            key = repr(row.answer)
+            key = _key(row.answer)
             texts.setdefault(key, row.answer)
-            grades.setdefault(key, []).append(row.grade)
+            for aspect, score in row.scores.items():
+                given.setdefault(key, {}).setdefault(aspect, []).append(score)
         if len(texts) < 2:
             continue
         first = group[0]
+        means = [{name: sum(v) / len(v) for name, v in given[key].items()} for key in texts]
         sets.append(
             AnswerSet(
                 first.prompt,
                 tuple(texts.values()),
-                tuple(sum(found) / len(found) for found in grades.values()),
+                grades_of(means),
                 first.category,
                 sum(row.weight for row in group) / len(group),
                 columns=first.columns,
@@ -83,16 +86,33 @@ def gather_rated(rows: Iterable[Rated]) -> list[AnswerSet]:
     return sets
 
 
-def single(value: Any, name: str) -> float:
-    """A grade: a finite number, true or false, or the mean of several aspects.
+def grades_of(scores: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+    """One grade per answer: the mean of the aspects that all the answers have.
+
+    An answer that was not rated on its weak side would win otherwise. Without a common aspect the
+    answers do not compare: they are graded alike.
+    """
+    common = sorted(set.intersection(*(set(one) for one in scores)))
+    return tuple(sum(one[name] for name in common) / max(1, len(common)) for one in scores)
+
+
+def aspects_of(value: Any, name: str) -> dict[str, float]:
+    """Scores by aspect; a number alone is one aspect, named score.
 
     Raises:
-        RowProblem: it is none of these.
+        RowProblem: it holds no finite number.
     """
-    if isinstance(value, Mapping):
-        found = [single(one, name) for one in value.values() if one is not None]
-        if found:
-            return sum(found) / len(found)
+    given = value if isinstance(value, Mapping) else {"score": value}
+    found = {str(key): single(one, name) for key, one in given.items() if one is not None}
+    return found or {"score": single(None, name)}
+
+
+def single(value: Any, name: str) -> float:
+    """A grade: a finite number, true or false.
+
+    Raises:
+        RowProblem: it is neither.
+    """
     try:
         number = float({"true": 1.0, "false": 0.0}.get(str(value).lower(), value))
     except (TypeError, ValueError):
@@ -100,3 +120,7 @@ def single(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise RowProblem(f"{name} is no number", f"{value!r}; expected a finite number")
     return number
+
+
+def _key(text: Text) -> str:
+    return json.dumps(text, sort_keys=True, ensure_ascii=False)

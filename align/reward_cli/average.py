@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from random import Random
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from align.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.types import Text
 
 app = typer.Typer()
 err = Console(stderr=True, markup=False, highlight=False)
@@ -45,40 +51,70 @@ def average(
     from align.quiet import quiet_libraries
 
     quiet_libraries()
-    from align.config.sections import DataSection
-    from align.data import load_splits
     from align.engine.checkpoint import write_manifest
-    from align.stages.preflight import check_model
     from reward.averaging import average_models
 
-    questions = []
+    questions: list[Text] = []
     if policy is not None and prompts is not None:  # what can be refused is refused before any work
-        check_model("--policy", policy)
-        section = DataSection.model_validate({"train": prompts, "validation_fraction": 0.0})
-        questions = list(load_splits(section, "prompts").train["prompt"])
-    made = average_models(models, out, weight or None)
-    if policy is not None:
-        measure(out, policy, questions, samples, max_new_tokens, temperature, seed)
-    elif made.dropped:
+        questions = choose_prompts(policy, models[0], prompts, samples, max_new_tokens, seed)
+
+    def finish(folder: Path) -> None:
+        if policy is not None:
+            measure(folder, policy, questions, max_new_tokens, temperature, seed)
+        write_manifest(folder)
+
+    made = average_models(models, out, weight or None, finish)
+    if policy is None and made.dropped:
         err.print(
-            f"{', '.join(made.dropped)} of the members were left out: they do not hold for the "
-            "average. PPO needs normalisation statistics; measure them with --policy and --prompts."
+            f"{', '.join(made.dropped)} of the members was left out, since it does not hold for "
+            "the average. PPO needs a normalisation: measure it with --policy and --prompts."
         )
-    write_manifest(out)
+    for warning in made.warnings:
+        err.print(f"warning: {warning}")
     if made.similarity < ALIKE:
         err.print(
             f"warning: two members' weights have a cosine of {made.similarity:.2f} only. Models of "
             "different starts average to noise; evaluate the result before using it."
         )
+    elif made.head_similarity is not None and made.head_similarity < ALIKE:
+        err.print(
+            f"warning: two members' heads have a cosine of {made.head_similarity:.2f} only. "
+            "Members whose heads were drawn apart average to a weaker head; start all of them "
+            "from one saved reward model (model.path)."
+        )
     shares = ", ".join(f"{share:.3g}" for share in made.weights)
     print(f"{out}: {made.numbers:,} numbers in {made.tensors} tensors, weights {shares}")
+
+
+def choose_prompts(
+    policy: str, model: Path, prompts: str, samples: int, max_new_tokens: int, seed: int
+) -> list[Text]:
+    """As many prompts as samples, drawn by seed from those that leave the policy room to answer.
+
+    Raises:
+        ConfigError: there is no such policy, or no prompt leaves it room.
+        DataError: the prompts cannot be read.
+    """
+    from align.config.sections import DataSection, NormalisationSection
+    from align.data import load_splits
+    from align.engine.tokenizer import load_tokenizer
+    from align.stages.normalisation import normalisation_prompts
+    from align.stages.preflight import check_model
+
+    check_model("--policy", policy)
+    section = DataSection.model_validate({"train": prompts, "validation_fraction": 0.0})
+    found = list(load_splits(section, "prompts").train["prompt"])
+    settings = NormalisationSection(prompts=samples, max_new_tokens=max_new_tokens)
+    tokenizer = _with_template(load_tokenizer(policy), model)
+    kept = normalisation_prompts(found, tokenizer, policy, settings)
+    Random(seed).shuffle(kept)
+    return [kept[i % len(kept)] for i in range(samples)]
 
 
 def measure(
     model: Path,
     policy_path: str,
-    prompts: list[object],
-    samples: int,
+    prompts: list[Text],
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -93,13 +129,22 @@ def measure(
     from reward.averaging import measure_normalisation
 
     policy, _, tokenizer = load_policy(policy_path, with_reference=False)
-    if tokenizer.chat_template is None:
-        from transformers import AutoTokenizer
-
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(str(model)).chat_template
     sampler = TransformersSampler(
-        policy, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        policy,
+        _with_template(tokenizer, model),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
     )
-    rollout = sampler([prompts[i % len(prompts)] for i in range(samples)])  # type: ignore[misc]
+    rollout = sampler(prompts)
     found = measure_normalisation(model, rollout.prompts, rollout.completions, policy_path)
     err.print(f"normalisation: mean {found.mean:.4g}, std {found.std:.4g}, {found.samples} samples")
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase, model: Path) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer; one without a chat template takes the reward model's."""
+    from align.engine.tokenizer import load_tokenizer
+
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = load_tokenizer(model).chat_template
+    return tokenizer

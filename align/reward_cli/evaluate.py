@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from align.errors import ConfigError, Problem
+from align.errors import AlignError, ConfigError, Problem
 from align.reward_cli.serve import open_targets
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def evaluate(
         opened,
         rows.sets,
         target=target,
-        data=data,
+        data=rows.source,
         rows=rows.rows,
         bad=rows.bad,
         probes=probes,
@@ -121,7 +122,7 @@ def measure(
         seed: of bootstrap and probes.
 
     Raises:
-        RewardError: a reward failed.
+        RewardError: a reward failed on the answers as they are.
         DataError: no set says that an answer is better.
     """
     from align.evaluate.reward_bench import evaluate_sets, score_sets
@@ -138,10 +139,10 @@ def measure(
         one, two = scores.values()
         names = (benches[0].reward, benches[1].reward)
         comparison = compare_rewards(sets, one, two, names, level=level, seed=seed)
-    probed, consistency = (
+    probed, consistency, warnings = (
         _probe(function, sets, scores[first], probe_rows, batch_size, level, seed)
         if probes
-        else (None, [])
+        else (None, [], [])
     )
     return RewardReport(
         target=target,
@@ -153,6 +154,7 @@ def measure(
         comparison=comparison,
         probes=probed,
         consistency=consistency,
+        warnings=warnings,
     )
 
 
@@ -164,39 +166,42 @@ def _probe(
     batch_size: int,
     level: float,
     seed: int,
-) -> tuple[ProbeReport, list[EditConsistency]]:
-    """The best answer of each set, edited; and each beside the worst, both edited."""
+) -> tuple[ProbeReport | None, list[EditConsistency], list[str]]:
+    """The best answer of each set, edited; and each beside the worst, both edited.
+
+    A reward that fails on an edited answer, such as an empty one, is a finding and loses nothing
+    of what was measured before: it is warned of.
+    """
     import numpy as np
 
     from align.evaluate.reward_bench import column_names
     from reward.consistency import edit_consistency
     from reward.probing import probe, spread
 
-    decided = [one for one in sets if one.decided][:rows]
+    decided = [one for one in sets if one.decided]
+    if len(decided) > rows:  # drawn, since files are often sorted; in the file's order
+        kept = sorted(Random(seed).sample(range(len(decided)), rows))
+        decided = [decided[row] for row in kept]
     best = [one.answers[int(np.argmax(one.grades))] for one in decided]
     worst = [one.answers[int(np.argmin(one.grades))] for one in decided]
     prompts = [one.prompt for one in decided]
     columns = {name: [one.columns.get(name) for one in decided] for name in column_names(sets)}
-    probed = probe(
-        function,
-        prompts,
-        best,
-        columns=columns,
-        seed=seed,
-        batch_size=batch_size,
-        scale=spread(np.concatenate(list(scores)), "the reward"),
-        level=level,
-    )
-    return probed, edit_consistency(
-        function,
-        prompts,
-        best,
-        worst,
-        columns=columns,
-        seed=seed,
-        batch_size=batch_size,
-        level=level,
-    )
+    given: dict[str, Any] = {
+        "columns": columns, "seed": seed, "batch_size": batch_size, "level": level
+    }  # fmt: skip
+    probed: ProbeReport | None = None
+    found: list[EditConsistency] = []
+    warnings: list[str] = []
+    try:
+        scale = spread(np.concatenate(list(scores)), "the reward")
+        probed = probe(function, prompts, best, scale=scale, **given)
+    except AlignError as error:
+        warnings.append(f"the probes failed: {error}")
+    try:
+        found = edit_consistency(function, prompts, best, worst, **given)
+    except AlignError as error:
+        warnings.append(f"the consistency of preferences could not be measured: {error}")
+    return probed, found, warnings
 
 
 def _columns(given: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""A tiny Llama and its tokenizer, made here: nothing is downloaded."""
+"""A tiny Llama and its tokenizer, made here: nothing is downloaded; and rows in files."""
 
 import copy
+import json
 from collections.abc import Callable
 
 import pytest
@@ -57,3 +58,14 @@ def nearby() -> Callable[..., LlamaForCausalLM]:
         return moved
 
     return move
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(rows)`: the path of a JSONL file that holds them."""
+
+    def write_rows(rows: list, name: str = "rows.jsonl") -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write_rows

@@ -8,22 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from align.data.formats import convert
 from align.errors import DataError
 from align.evaluate.reward_rows import read_labelled
-from feedback.records import new_item
-from feedback.schema import Comparison, Ranking, Rating, Thumb
-from feedback.store import FeedbackStore
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write_rows(rows: list, name: str = "rows.jsonl") -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
-
-    return write_rows
 
 
 def said(text: str) -> list[dict]:
@@ -63,12 +52,16 @@ def test_rankings_and_ratings_in_one_row(write):
     prompt = [{"role": "user", "content": "p"}]
     rows = [
         {"prompt": prompt, "responses": ["a", "b", "c"], "order": [2, 0, 1]},
-        {"prompt": prompt, "responses": [said("a"), said("b")], "scores": [1, {"x": 2, "y": 4}]},
+        {
+            "prompt": prompt,
+            "responses": [said("a"), said("b")],
+            "scores": [{"x": 1}, {"x": 2, "y": 4}],
+        },
     ]
     ranked, rated = read_labelled(write(rows)).sets
     assert ranked.answers == (said("a"), said("b"), said("c"))
     assert ranked.grades == (1, 0, 2)
-    assert rated.grades == (1, 3)
+    assert rated.grades == (1, 2)  # on the aspect that both have
 
 
 @pytest.mark.parametrize("name", ["score", "rating", "label"])
@@ -77,7 +70,8 @@ def test_rated_answers_come_together_by_prompt(write, name):
         {"prompt": "p", "completion": "a", name: 1, "kind": "x"},
         {"prompt": "alone", "completion": "a", name: 1},
         {"prompt": "p", "completion": "b", name: 0, "kind": "x"},
-        {"prompt": "P ", "completion": "b", name: 1, "kind": "x"},
+        {"prompt": "p", "completion": "b", name: 1, "kind": "x"},
+        {"prompt": "P ", "completion": "c", name: 1, "kind": "x"},
     ]
     found = read_labelled(write(rows), category="kind")
     assert len(found.sets) == 1
@@ -103,9 +97,9 @@ def test_bad_rows_are_refused_or_counted(write):
     assert len(found.sets) == 1
     assert found.bad == {
         "order is no order of the responses": 1,
-        "responses is no list of answers": 1,
+        "responses is no list of two or more answers": 1,
         "scores is no number": 1,
-        "an answer has the wrong type": 1,
+        "responses[1] has the wrong type": 1,
         "weight is negative": 1,
     }
 
@@ -124,33 +118,90 @@ def test_what_says_nothing_is_refused(write, tmp_path):
                       columns={"prompt": "q"})  # fmt: skip
 
 
-def test_a_store_holds_all_kinds(tmp_path):
-    url = f"sqlite:///{tmp_path / 'votes.db'}"
-    with FeedbackStore(url) as store:
-        store.add_items([new_item("pair", "p", ["a", "b"], columns={"kind": "x"})])
-        said_of_pairs = [
-            Comparison("p", "a", "b", label, who)
-            for label, who in (("a", "ann"), ("a", "ben"), ("b", "cem"))
-        ]
-        store.add_judgements(
-            [
-                *said_of_pairs,
-                Ranking("r", ("a", "b", "c"), (1, 2, 0), "ann"),
-                Rating("s", "a", {"helpful": 2}, "ann"),
-                Rating("s", "b", {"helpful": 6}, "ann"),
-                Thumb("t", "a", True, "ann"),
-                Thumb("t", "b", False, "ann"),
-            ]
-        )
-    found = read_labelled(url, category="kind")
-    assert found.rows == 8
-    pair, ranking, rating, thumb = found.sets
-    assert (pair.answers, pair.category) == (("a", "b"), "x")
-    assert pair.grades == pytest.approx((2 / 3, 1 / 3))
-    assert ranking.grades == (0, 2, 1)
-    assert (rating.grades, thumb.grades) == ((2, 6), (1, 0))
-    with pytest.raises(DataError, match="no such file"):
-        read_labelled(f"sqlite:///{tmp_path / 'gone.db'}")
+def asked(text: str, system: str = "") -> list[dict]:
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]
+
+
+def test_rows_are_laid_out_as_training_lays_them_out(write):
+    """Answers may repeat the conversation, or come as messages to a prompt of plain text."""
+    turns = [*asked("old"), *said("yes"), *asked("new")]
+    prompts = ["p", asked("p", "Be brief."), turns]
+    for prompt in prompts:
+        whole = prompt if isinstance(prompt, list) else asked(prompt)
+        for texts in (
+            ["a", "b", "c"],
+            [[*whole, *said(t)] for t in "abc"],
+            [said(t) for t in "abc"],
+        ):
+            ranking = {"prompt": prompt, "responses": texts, "order": [2, 0, 1]}
+            trained = convert(ranking, "ranking", "ranking", {})
+            rated = {"prompt": prompt, "completion": texts[0], "scores": 4}
+            other = {"prompt": prompt, "completion": texts[1], "scores": {"score": 5}}
+            rating = [convert(row, "rating", "rating", {}) for row in (rated, other)]
+            shapes = [
+                ([ranking], "abc"),
+                ([ranking | {"order": None, "scores": [2, 1, 3]}], "abc"),
+                ([{"prompt": prompt, "chosen": texts[:1], "rejected": texts[1:]}], "abc"),
+                ([rated, other], "ab"),
+                ([{"prompt": prompt, "response": r["completion"], "score": r["scores"]}
+                  for r in (rated, other)], "ab"),
+            ]  # fmt: skip
+            lists = all(isinstance(text, str) for text in texts)
+            for place, (rows, kept) in enumerate(shapes):
+                if place == 2 and not lists:
+                    continue  # lists of conversations are a pair, not lists of answers
+                one = read_labelled(write(rows)).sets[0]
+                assert one.prompt == trained["prompt"] == rating[0]["prompt"], (place, texts)
+                assert list(one.answers) == trained["responses"][: len(kept)]
+            assert [row["completion"] for row in rating] == trained["responses"][:2]
+
+
+def test_empty_answers_are_bad_rows_as_in_training(write):
+    good = {"prompt": "p", "responses": ["a", "b"], "order": [0, 1]}
+    found = read_labelled(write([good, good | {"responses": ["a", " "]}]), skip_bad=True)
+    assert (len(found.sets), found.bad) == (1, {"responses[1] is empty": 1})
+    row = {"prompt": "p", "chosen": ["a"], "rejected": [""]}
+    found = read_labelled(write([row | {"rejected": ["b"]}, row]), skip_bad=True)
+    assert found.bad == {"chosen and rejected is empty": 1}
+
+
+def test_equal_ranks_say_nothing_but_are_not_bad(write):
+    rows = [
+        {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]},
+        {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]},
+        {"prompt": "r", "responses": ["a", "b"], "ranks": [1]},
+    ]
+    found = read_labelled(write(rows), skip_bad=True)
+    assert (len(found.sets), found.undecided, found.bad) == (2, 1, {"ranks is no list": 1})
+
+
+def test_rated_answers_belong_to_the_exact_prompt(write):
+    prompts = ["Say it.", "say it.", "Say  it.", asked("Say it."), asked("Say it.", "Be brief.")]
+    rows = [{"prompt": prompt, "completion": f"{i} {text}", "score": score}
+            for i, prompt in enumerate(prompts)
+            for text, score in (("a", 1), ("b", 2))]  # fmt: skip
+    found = read_labelled(write(rows))
+    assert [one.prompt for one in found.sets] == prompts
+    assert {len(one.answers) for one in found.sets} == {2}
+
+
+def test_answers_are_graded_on_the_aspects_they_share(write):
+    rows = [
+        {"prompt": "p", "completion": "a", "scores": {"helpful": 6, "honest": 1}},
+        {"prompt": "p", "completion": "b", "scores": {"helpful": 5, "honest": None}},
+        {"prompt": "p", "completion": "b", "scores": {"helpful": 6}},
+        {"prompt": "q", "completion": "a", "scores": {"helpful": 6}},
+        {"prompt": "q", "completion": "b", "scores": {"honest": 1}},
+    ]
+    found = read_labelled(write(rows))
+    assert found.sets[0].grades == (6, 5.5)  # with honest in the mean it would be (3.5, 5.5)
+    assert (found.sets[1].decided, found.undecided) == (False, 1)
+
+
+def test_what_is_graded_is_no_further_column(write):
+    rows = [{"prompt": "p", "response": t, "rating": i, "gold": "7"} for i, t in enumerate("ab")]
+    assert read_labelled(write(rows)).sets[0].columns == {"gold": "7"}
 
 
 @pytest.fixture

@@ -19,7 +19,15 @@ from align.engine.create import train_tokenizer
 from reward import averaging
 from reward.averaging import average_models, measure_normalisation
 from reward.errors import ModelError
-from reward.model import Normalisation, RewardModel, read_normalisation, write_normalisation
+from reward.model import (
+    CONFIG_KEY,
+    Normalisation,
+    RewardModel,
+    head_count,
+    read_normalisation,
+    write_normalisation,
+)
+from reward.process import ProcessReward, load_reward, steps_of
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi", "Where is my order?", "I")] * 4
 ANSWERS = [[{"role": "assistant", "content": f"Yes {i}."}] for i in range(12)]
@@ -95,7 +103,7 @@ def test_it_loads_and_scores(members, tmp_path):
 
 def test_statistics_of_members_are_dropped_and_measured_again(members, tmp_path):
     made = average_models(members, tmp_path / "average")
-    assert made.dropped == ("align_reward",)
+    assert made.dropped == ("normalisation",)
     with pytest.raises(ModelError, match="carries no normalisation statistics"):
         RewardModel.load(tmp_path / "average")
     found = measure_normalisation(tmp_path / "average", PROMPTS, ANSWERS, "base")
@@ -219,7 +227,85 @@ def test_nothing_is_overwritten_and_foreign_files_stay_behind(members, make, tmp
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"align_temperature": 2.0}))
     made = average_models([source, members[0]], tmp_path / "average")
-    assert made.dropped == ("align_reward", "align_temperature")
+    assert made.dropped == ("normalisation", "align_temperature")
     names = {file.name for file in (tmp_path / "average").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert not names & {"MANIFEST.json", "training_args.bin", "posterior.safetensors"}
+
+
+def noted(folder: Path, **notes) -> Path:
+    """The member with further notes in its config."""
+    config = json.loads((folder / "config.json").read_text())
+    config[CONFIG_KEY] |= notes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_heads_and_their_scores_stay(make, tmp_path):
+    folders = [noted(make(s, f"heads{s}", num_labels=3), heads=3) for s in (21, 22)]
+    average_models(folders, tmp_path / "average")
+    model = RewardModel.load(tmp_path / "average", normalise=False)
+    assert head_count(model.model.config) == 3
+    assert model.heads_scores(PROMPTS, ANSWERS).shape == (3, 12)
+    found = measure_normalisation(tmp_path / "average", PROMPTS, ANSWERS)
+    again = RewardModel.load(tmp_path / "average")
+    assert (head_count(again.model.config), again.normalisation) == (3, found)
+
+
+def test_steps_stay_and_are_measured_as_steps(make, tmp_path):
+    folders = [noted(make(s, f"steps{s}"), steps="mean") for s in (23, 24)]
+    average_models(folders, tmp_path / "average")
+    answers = [[{"role": "assistant", "content": f"One {i}.\n\nTwo."}] for i in range(12)]
+    found = measure_normalisation(tmp_path / "average", PROMPTS, answers)
+    model = load_reward(tmp_path / "average")
+    assert isinstance(model, ProcessReward)
+    assert (model.how, steps_of(model.model.model.config)) == ("mean", "mean")
+    scores = torch.tensor(model.score(PROMPTS, answers)).double()
+    assert found.mean == pytest.approx(float(scores.mean()), abs=1e-6)
+    assert float(scores.max()) <= 0  # log-probabilities, as the reward gives them
+
+
+def test_members_that_are_read_differently_are_refused(make, refused, members):
+    three = noted(make(25, "three", num_labels=3), heads=3)
+    refused([noted(make(26, "two", num_labels=3), heads=2), three], "align_reward.heads is 2 in")
+    refused([members[0], noted(make(27, "worst"), steps="min")], "steps is None in one and 'min'")
+
+
+def test_ties_are_averaged_or_dropped(make, members, tmp_path):
+    ties = [{"loss": "rao-kupper", "parameter": value} for value in (0.5, 1.5)]
+    folders = [noted(make(28 + i, f"ties{i}"), ties=ties[i]) for i in (0, 1)]
+    made = average_models(folders, tmp_path / "same", [3.0, 1.0])
+    kept = json.loads((tmp_path / "same" / "config.json").read_text())[CONFIG_KEY]
+    assert kept == {"ties": {"loss": "rao-kupper", "parameter": 0.75}}
+    assert made.warnings == ()
+    made = average_models([folders[0], members[0]], tmp_path / "other")
+    assert made.dropped == ("normalisation", "ties")
+    assert "losses for ties differ (none, rao-kupper)" in made.warnings[0]
+    assert CONFIG_KEY not in json.loads((tmp_path / "other" / "config.json").read_text())
+
+
+def test_heads_of_their_own_are_told(make, tmp_path):
+    """Bodies of one start with heads that were drawn apart: the whole hides it."""
+    folders = [make(s, f"drawn{s}") for s in (31, 32)]
+    for seed, folder in enumerate(folders):
+        found = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        found["score.weight"] = 0.1 * torch.randn(found["score.weight"].shape, generator=generator)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    made = average_models(folders, tmp_path / "average")
+    one, two = (tensors(f)["score.weight"].double().flatten() for f in folders)
+    assert made.head_similarity == pytest.approx(float(one @ two / one.norm() / two.norm()))
+    assert made.head_similarity < 0.8 < made.similarity
+
+
+def test_what_fails_before_it_appears_leaves_nothing(members, tmp_path):
+    seen = []
+
+    def stop(folder: Path) -> None:
+        seen.append((folder / "config.json").is_file() and not (tmp_path / "average").exists())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        average_models(members, tmp_path / "average", finish=stop)
+    assert seen == [True]
+    assert not list(tmp_path.glob("*average*"))

@@ -108,12 +108,36 @@ def test_an_edit_that_changes_nothing_has_no_rows():
 def test_reworded_texts():
     draw = random.Random(0)
     assert reword("I don't know, maybe.", draw) == "I do not know, perhaps."
-    assert reword("Do not go; I am here.", draw) == "Don't go; I'm here."
+    assert reword("Do not go; I'm here.", draw) == "Don't go; I am here."
     assert reword("You\u2019re late because of me.", draw) == "You are late because of me."
     assert reword("Since 1990 it is so.", draw) == "Since 1990 it is so."
     assert reword("Nothing here.", draw) == "Nothing here."
     text = "We do not buy it, perhaps they are right."
     assert reword(reword(text, draw), draw) == text
+    assert reword("Isn't it nice? It isn't.", draw) == "Isn't it nice? It is not."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes, I am. Who they are and what you are, I know.",
+        "```python\nif x is not y:\n    # do not do this\n```",
+        "Cut off:\n```\nx is not y",
+        "Use `x is not y` here.",
+        "def f(x):\n    return x is not y",
+        "if x is not y and z does not say:\n\tdo not",
+        "Write x is not None there.",
+        "print('I don\u2019t')",
+    ],
+)
+def test_code_and_short_answers_are_not_reworded(text):
+    assert reword(text, random.Random(0)) == text
+
+
+def test_prose_around_code_is_reworded():
+    text = "I don't know.\n```\nx is not y\n```\nThat is not true: `a is not b` isn't it."
+    found = reword(text, random.Random(0))
+    assert found == "I do not know.\n```\nx is not y\n```\nThat isn't true: `a is not b` isn't it."
 
 
 def test_reliability_equals_the_analysis_of_variance():

@@ -25,7 +25,8 @@ from reward.debias import (
 )
 from reward.errors import RewardError
 from reward.functions import call_reward
-from reward.model import RewardModel
+from reward.model import Normalisation, RewardModel, write_normalisation
+from reward.process import load_reward
 
 METHODS = ["linear", "isotonic", "spline"]
 
@@ -174,6 +175,77 @@ def test_a_reward_model_is_read_when_it_is_wanted(tiny_llama, tiny_tokenizer, tm
     assert call_reward(reward, ["p"] * 12, answers) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(RewardError, match="there is no reward model at"):
         DebiasedReward(str(tmp_path / "gone"), state)
+
+
+@pytest.fixture
+def saved(tiny_llama, tiny_tokenizer, tmp_path):
+    """`saved(**notes)`: a reward model with these notes in its config, normalised by (0.5, 2)."""
+
+    def save(**notes) -> str:
+        config = copy.deepcopy(tiny_llama(seed=5).config)
+        config.num_labels = 1
+        model = LlamaForSequenceClassification(config)
+        model.config.align_reward = notes
+        write_normalisation(model, Normalisation(0.5, 2.0, 8, "p"))
+        model.save_pretrained(tmp_path / "m")
+        tiny_tokenizer.save_pretrained(tmp_path / "m")
+        return str(tmp_path / "m")
+
+    return save
+
+
+def test_a_process_reward_is_read_by_its_steps(saved):
+    folder = saved(steps="mean")
+    answers = [f"One {'more ' * i}.\n\nTwo." for i in range(12)]
+    raw = load_reward(folder, normalise=False).score(["p"] * 12, answers)
+    state = fit_length(raw, lengths_of(answers))
+    expected = np.array(raw) - state(lengths_of(answers))
+    assert DebiasedReward(folder, state)(["p"] * 12, answers) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_state_goes_with_one_scale(saved, tmp_path):
+    folder, answers = saved(), texts(12)
+    model = RewardModel.load(folder)
+    scores, lengths = model(["p"] * 12, answers), lengths_of(answers)
+    fit_length(scores, lengths, normalisation=model.normalisation).save(tmp_path / "n.json")
+    state = LengthState.load(tmp_path / "n.json")
+    assert state.scale == (0.5, 2.0)
+    reward = DebiasedReward(folder, state, normalise=True)
+    expected = np.array(scores) - state(lengths)
+    assert reward(["p"] * 12, answers) == pytest.approx(expected, abs=1e-5)
+    DebiasedReward(model, state)
+    with pytest.raises(RewardError, match=r"on scores normalised by mean 0\.5, std 2, and"):
+        DebiasedReward(folder, state)
+    with pytest.raises(RewardError, match="the reward gives raw scores"):
+        DebiasedReward(load_reward(folder, normalise=False), state)
+    plain_state = fit_length(scores, lengths)
+    with pytest.raises(RewardError, match="fitted on raw scores, and the reward gives scores norm"):
+        DebiasedReward(folder, plain_state, normalise=True)
+    with pytest.raises(RewardError, match="fitted on raw scores"):
+        DebiasedReward(load_reward(saved(steps="min")), plain_state)
+    with pytest.raises(RewardError, match=r"mean 0\.4"):
+        DebiasedReward(folder, replace(state, scale=(0.4, 2.0)), normalise=True)
+
+
+def test_where_a_reward_does_not_apply_it_stays_so():
+    def sometimes(completions, **columns):
+        return [None if "e" in text else float(len(text)) for text in completions]
+
+    answers = [*texts(20), "aaa", "eee"]
+    lengths = lengths_of(answers)
+    state = fit_length(lengths, lengths, log=False)
+    logged = {}
+    found = DebiasedReward(sometimes, state)(["p"] * 22, answers, log_metric=logged.__setitem__)
+    assert [one is None for one in found] == ["e" in text for text in answers]
+    kept = ["e" not in text for text in answers]
+    assert [one for one in found if one is not None] == pytest.approx([lengths.mean()] * sum(kept))
+    assert logged["sometimes_debiased/length_share"] == pytest.approx(state(lengths[kept]).mean())
+
+
+def test_conversations_are_groups():
+    scores, lengths, prompts = samples(3, 80)
+    asked = [[{"role": "user", "content": f"Question {i}?"}] for i in prompts]
+    assert fit_length(scores, lengths, asked) == fit_length(scores, lengths, list(prompts))
 
 
 def test_wrong_fits_and_states(tmp_path):

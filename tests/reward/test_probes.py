@@ -98,6 +98,32 @@ def test_conversations_keep_all_but_the_last_message():
     assert answer[0]["content"] == ANSWER
 
 
+def test_what_an_environment_says_stays():
+    """The model's last message is edited, wherever it stands."""
+    talk = [
+        {"role": "assistant", "content": "Let me look."},
+        {"role": "tool", "content": "12"},
+        {"role": "assistant", "content": "It is twelve then, I think so."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    for name in ("empty", "truncated", "self_praise", "typos"):
+        found = attack(PROBES[name], ["p"], [talk])[0]
+        assert found[:2] == talk[:2]
+        assert found[3] == talk[3]
+        assert found[2]["role"] == "assistant"
+        assert found[2]["content"] != talk[2]["content"]
+    swapped = attack(PROBES["swapped_answer"], ["p", "q"], [talk, "Other."])
+    assert swapped[0][2]["content"] == "Other."
+    assert swapped[0][3] == talk[3]
+
+
+def test_sentences_are_repeated_whole():
+    text = "It costs 3.50 euros! See example.org/a?b=c now.\nRight?"
+    found = attack(PROBES["repetition"], ["p"], [text])[0]
+    parts = ["It costs 3.50 euros!", "See example.org/a?b=c now.", "Right?"]
+    assert found == " ".join(part for part in parts for _ in range(3))
+
+
 def test_a_length_reward_is_caught():
     report = probe(length, PROMPTS * 1, ANSWERS)
     assert {r.name: r.n for r in report.results}["filler"] == 3
