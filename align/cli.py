@@ -108,7 +108,8 @@ def reward(
 
     if members is not None:
         names = ", ".join(map(str, run_members(folder, members, loaded.run.seed, train)))
-        errors.print(f"reward: [{{ensemble: [{names}]}}]", markup=False, highlight=False)
+        line = f"reward: [{{ensemble: [{names}]}}]"
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     assert folds is not None
     seeds = loaded.run.seed, loaded.data.split_seed  # type: ignore[attr-defined]
