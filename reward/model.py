@@ -61,6 +61,7 @@ class RewardModel:
         dtype: torch.dtype = torch.float32,
         normalise: bool = True,
         batch_size: int = 32,
+        steps: bool = False,
         **kwargs: Any,
     ) -> RewardModel:
         """Load a reward model's directory, or one from the hub; adapters are merged.
@@ -70,13 +71,18 @@ class RewardModel:
             dtype: of the weights.
             normalise: refuse a model without saved statistics, and apply them to scores.
             batch_size: rows scored at once.
+            steps: take a process reward model too, whose steps the caller reads.
             **kwargs: for `from_pretrained`.
 
         Raises:
-            ModelError: there is no such model, it has labels that are no heads, or `normalise` is
-                set and it carries no statistics.
+            ModelError: there is no such model, it is a process reward model and `steps` is not
+                set, it has labels that are no heads, or `normalise` is set and it carries no
+                statistics.
         """
         model = load_classifier(path, dtype=dtype, **kwargs)
+        how = steps_of(model.config)
+        if how is not None and not steps:
+            raise ModelError(f"{path} {scores_steps(how)}")
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         labels, heads = model.config.num_labels, head_count(model.config)
         if labels != heads:
@@ -240,6 +246,20 @@ def statistics_of(config: PretrainedConfig) -> Normalisation | None:
 def head_count(config: PretrainedConfig) -> int:
     """How many heads a model's config says that its labels are; 1 if it says nothing."""
     return int(_notes(config).get("heads", 1))
+
+
+def steps_of(config: PretrainedConfig) -> str | None:
+    """How a process reward model's steps make an answer's score; None for one of whole answers."""
+    how: str | None = _notes(config).get("steps")
+    return how
+
+
+def scores_steps(how: str) -> str:
+    """Why a process reward model is no ordinary one, and what to do."""
+    return (
+        f"is a process reward model ({how} of its steps), which is read at the end of every step. "
+        "Fix: load it with reward.process.load_reward, or name a model of whole answers."
+    )
 
 
 def _notes(config: PretrainedConfig) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def calibrate(
     from reward.posterior_reward import STATE
     from reward.score import head_parameters
 
-    problems = model_problems("MODEL", model, False)
+    problems = model_problems("MODEL", model, False, steps=False)
     if not problems and not Path(model).is_dir():
         what = f"{model} is no directory, and the state is saved beside the weights."
         problems = [Problem("MODEL", what, "download the model, and name its folder.")]

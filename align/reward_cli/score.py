@@ -58,7 +58,7 @@ def score(
     from reward.model import RewardModel
     from reward.pool import score_parquet
 
-    if problems := model_problems("MODEL", model, statistics=not raw):
+    if problems := model_problems("MODEL", model, statistics=not raw, steps=False):
         raise ConfigError(problems)
     with showing(opened.rows, err) as progress:
         done = score_parquet(
