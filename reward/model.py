@@ -24,7 +24,15 @@ from transformers import (
 
 from feedback.schema import Text
 from reward.errors import ModelError
-from reward.score import encode_answer, heads_ids, pooled_features, score_head, score_ids
+from reward.score import (
+    check_reader,
+    context_length,
+    encode_answer,
+    heads_ids,
+    pooled_features,
+    score_head,
+    score_ids,
+)
 
 CONFIG_KEY = "align_reward"
 
@@ -76,8 +84,8 @@ class RewardModel:
 
         Raises:
             ModelError: there is no such model, it is a process reward model and `steps` is not
-                set, it has labels that are no heads, or `normalise` is set and it carries no
-                statistics.
+                set, it has labels that are no heads, it reads texts in another way than one linear
+                head at the last token, or `normalise` is set and it carries no statistics.
         """
         model = load_classifier(path, dtype=dtype, **kwargs)
         how = steps_of(model.config)
@@ -91,6 +99,7 @@ class RewardModel:
                 f"{path} has {labels} labels; {known}. Fix: give the directory of a model "
                 "trained by `align reward`."
             )
+        check_reader(model, str(path))
         statistics = read_normalisation(model)
         if normalise and statistics is None:
             raise ModelError(
@@ -122,9 +131,34 @@ class RewardModel:
         return self._read(pooled_features, prompts, completions)
 
     def rows(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[list[int]]:
-        """Token ids of each prompt with its completion."""
+        """Token ids of each prompt with its completion, up to the one that is read.
+
+        Raises:
+            ModelError: an answer is longer than the model's context.
+        """
         pairs = zip(prompts, completions, strict=True)
-        return [encode_answer(prompt, answer, self.tokenizer) for prompt, answer in pairs]
+        rows = [self.encode(prompt, answer) for prompt, answer in pairs]
+        longest = context_length(self.model)
+        for row, answer in zip(rows, completions, strict=True):
+            if len(row) > longest:
+                raise ModelError(
+                    f"{self.name} reads {longest} tokens, and the answer {str(answer)[:60]!r} with "
+                    f"its prompt has {len(row)}. Fix: leave it out, or shorten it."
+                )
+        return rows
+
+    def encode(self, prompt: Text, completion: Text) -> list[int]:
+        """Token ids of a prompt with its completion, of any length.
+
+        Where the model's padding is its end-of-sequence token, the score is read before it, as
+        transformers does: such a model was trained so.
+        """
+        ids = encode_answer(prompt, completion, self.tokenizer)
+        padding = self.model.config.get_text_config().pad_token_id
+        end = len(ids)
+        while end > 1 and ids[end - 1] == padding:
+            end -= 1
+        return ids[:end]
 
     def _read(
         self,
