@@ -44,12 +44,13 @@ def score(
 
     Columns are prompt and completion; prompt and completions (a list); or chosen and rejected.
     """
-    from reward.pool_parts import check_space, check_target
+    from reward.pool_parts import check_space, check_target, finished_before
     from reward.pool_source import open_source
 
     check_target(target, resume, overwrite)
     opened = open_source(source)
-    check_space(target, opened.size())
+    if not finished_before(target, resume):
+        check_space(target, opened.size())
 
     from align.quiet import quiet_libraries
 
