@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,7 +134,8 @@ def killed(
         time.sleep(draw.uniform(0.0, pause))
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         process.kill()
-        process.wait()
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError("a process ended before it was killed: fewer kills, or rows.")
         peaks = [line for line in status.splitlines() if line.startswith("VmHWM:")]
         peak = int(peaks[0].split()[1]) / 1024 if peaks else float("nan")
         rows = sum(pq.read_metadata(p).num_rows for p in parts.glob("part-*.parquet"))

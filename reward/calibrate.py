@@ -23,6 +23,7 @@ from scipy import optimize, special
 
 from feedback.errors import DataError
 from reward.errors import ModelError
+from reward.places import check_weights, saving, weights_digest
 
 FILE = "calibration.json"
 Method = Literal["temperature", "isotonic"]
@@ -148,15 +149,21 @@ def save_calibration(
     """Write `calibration.json` into a folder; returns the file.
 
     Args:
-        folder: made if need be.
+        folder: in the model's directory, so that it is tied to the weights; made if need be.
         calibration: what is saved.
         measured: how good it was on held-out pairs, for reports.
+
+    Raises:
+        ModelError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"method": calibration.method, "state": asdict(calibration), "measured": measured}  # type: ignore[call-overload]
-    temporary = folder / (FILE + ".tmp")
-    temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
+    state = {
+        "method": calibration.method,
+        "state": asdict(calibration),  # type: ignore[call-overload]
+        "weights": weights_digest(folder.parent),
+        "measured": measured,
+    }
+    with saving(folder / FILE) as place:
+        place.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     return folder / FILE
 
 
@@ -164,7 +171,8 @@ def load_calibration(folder: Path) -> Calibration:
     """Read what `save_calibration` wrote.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: there is none, it is damaged, or it was fitted to other weights than lie in the
+            folder above.
     """
     file = folder / FILE
     fix = "Fix: align reward calibrate MODEL --data FILE."
@@ -173,9 +181,11 @@ def load_calibration(folder: Path) -> Calibration:
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         state = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["state"].items()}
-        return KINDS[saved["method"]](**state)
+        found, digest = KINDS[saved["method"]](**state), saved.get("weights")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged ({type(error).__name__}: {error}). {fix}") from error
+    check_weights(file, digest, fix)
+    return found
 
 
 def _pairs(margins: Numbers, labels: Numbers | None) -> tuple[np.ndarray, np.ndarray]:

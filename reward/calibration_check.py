@@ -2,8 +2,9 @@
 
 ECE cannot be negative and noise alone makes it positive, so resampled ECEs lie above the one found.
 The interval is the basic bootstrap's, which turns that round: [2 e - q_high, 2 e - q_low], at least
-0, over prompts (Davison and Hinkley 1997, section 5.2). `expected` is what a calibrated model would
-show on as many pairs.
+0, over prompts (Davison and Hinkley 1997, section 5.2). At 0, the edge of what an ECE can be, that
+fails: so it reaches down to 0 where a test of calibration does not refuse 0, and it always holds
+the ECE found. `expected` is what a calibrated model would show on as many pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,11 @@ class _Measure:
 
     def __call__(self, margins: np.ndarray) -> HeldOut:
         found = calibration_error(margins, self.bins, seed=self.seed)
+        ece = self._interval(margins, self._ece)
+        if found.p_value > (1 - self.level) / 2:
+            ece = replace(ece, low=0.0)
         return HeldOut(
-            ece=self._interval(margins, self._ece),
+            ece=ece,
             expected=found.expected,
             p_value=found.p_value,
             log_loss=self._interval(margins, log_loss),
@@ -156,8 +160,8 @@ class _Measure:
         low, high = np.quantile(drawn, [tail, 1 - tail])
         return Interval(
             value,
-            max(0.0, float(2 * value - high)),
-            max(0.0, float(2 * value - low)),
+            min(value, max(0.0, float(2 * value - high))),
+            max(value, float(2 * value - low)),
             float(len(self.members)),
             self.level,
         )

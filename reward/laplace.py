@@ -28,6 +28,7 @@ from scipy import optimize
 from torch import Tensor
 
 from reward.errors import ModelError
+from reward.places import check_weights, saving, weights_digest
 from reward.posterior import Features, RewardPosterior, check_features
 
 FILE = "laplace.safetensors"
@@ -127,8 +128,11 @@ class LastLayerLaplace(RewardPosterior):
         return self.mean(features) + moved @ (features.double() - self.reference).T
 
     def save(self, folder: Path) -> Path:
-        """Write `laplace.safetensors` into a folder; returns the file."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `laplace.safetensors` into a folder of the model's directory; returns the file.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
         tensors = {
             "weight": self.weight,
             "bias": self.bias,
@@ -137,10 +141,10 @@ class LastLayerLaplace(RewardPosterior):
             "precision": torch.tensor(self.precision, dtype=torch.float64),
             "pairs": torch.tensor(self.pairs),
         }
-        temporary = folder / (FILE + ".tmp")
         ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, metadata={"format": FORMAT})
-        temporary.replace(folder / FILE)
+        said = {"format": FORMAT, "weights": weights_digest(folder.parent) or ""}
+        with saving(folder / FILE) as place:
+            save_file(ready, place, metadata=said)
         return folder / FILE
 
     @classmethod
@@ -152,7 +156,8 @@ class LastLayerLaplace(RewardPosterior):
             head: weight and bias of the model that it is used with.
 
         Raises:
-            ModelError: there is none, it is damaged, or it was fitted to another head.
+            ModelError: there is none, it is damaged, or it was fitted to another head or other
+                weights than lie in the folder above.
         """
         fix = "Fix: align reward calibrate MODEL --data FILE --laplace."
         file = folder / FILE
@@ -160,7 +165,8 @@ class LastLayerLaplace(RewardPosterior):
             raise ModelError(f"there is no Laplace posterior at {file}. {fix}")
         try:
             with safe_open(file, framework="pt") as saved:
-                kind = (saved.metadata() or {}).get("format")
+                said = saved.metadata() or {}
+                kind = said.get("format")
                 names = saved.keys()
                 found = {name: saved.get_tensor(name) for name in names}
             if kind != FORMAT:
@@ -180,6 +186,7 @@ class LastLayerLaplace(RewardPosterior):
             and torch.allclose(head[0], posterior.weight, rtol=1e-2, atol=1e-4)  # bf16's rounding
         ):
             raise ModelError(f"{file} was fitted to another head than the model has. {fix}")
+        check_weights(file, said.get("weights") or None, fix)
         return posterior
 
     def _heads(self, features: Features) -> Tensor:

@@ -24,7 +24,15 @@ from transformers import (
 
 from feedback.schema import Text
 from reward.errors import ModelError
-from reward.score import encode_answer, heads_ids, pooled_features, score_head, score_ids
+from reward.score import (
+    check_reader,
+    context_length,
+    encode_answer,
+    heads_ids,
+    pooled_features,
+    score_head,
+    score_ids,
+)
 
 CONFIG_KEY = "align_reward"
 
@@ -61,6 +69,7 @@ class RewardModel:
         dtype: torch.dtype = torch.float32,
         normalise: bool = True,
         batch_size: int = 32,
+        steps: bool = False,
         **kwargs: Any,
     ) -> RewardModel:
         """Load a reward model's directory, or one from the hub; adapters are merged.
@@ -70,13 +79,18 @@ class RewardModel:
             dtype: of the weights.
             normalise: refuse a model without saved statistics, and apply them to scores.
             batch_size: rows scored at once.
+            steps: take a process reward model too, whose steps the caller reads.
             **kwargs: for `from_pretrained`.
 
         Raises:
-            ModelError: there is no such model, it has labels that are no heads, or `normalise` is
-                set and it carries no statistics.
+            ModelError: there is no such model, it is a process reward model and `steps` is not
+                set, it has labels that are no heads, it reads texts in another way than one linear
+                head at the last token, or `normalise` is set and it carries no statistics.
         """
         model = load_classifier(path, dtype=dtype, **kwargs)
+        how = steps_of(model.config)
+        if how is not None and not steps:
+            raise ModelError(f"{path} {scores_steps(how)}")
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         labels, heads = model.config.num_labels, head_count(model.config)
         if labels != heads:
@@ -85,6 +99,7 @@ class RewardModel:
                 f"{path} has {labels} labels; {known}. Fix: give the directory of a model "
                 "trained by `align reward`."
             )
+        check_reader(model, str(path))
         statistics = read_normalisation(model)
         if normalise and statistics is None:
             raise ModelError(
@@ -116,9 +131,34 @@ class RewardModel:
         return self._read(pooled_features, prompts, completions)
 
     def rows(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[list[int]]:
-        """Token ids of each prompt with its completion."""
+        """Token ids of each prompt with its completion, up to the one that is read.
+
+        Raises:
+            ModelError: an answer is longer than the model's context.
+        """
         pairs = zip(prompts, completions, strict=True)
-        return [encode_answer(prompt, answer, self.tokenizer) for prompt, answer in pairs]
+        rows = [self.encode(prompt, answer) for prompt, answer in pairs]
+        longest = context_length(self.model)
+        for row, answer in zip(rows, completions, strict=True):
+            if len(row) > longest:
+                raise ModelError(
+                    f"{self.name} reads {longest} tokens, and the answer {str(answer)[:60]!r} with "
+                    f"its prompt has {len(row)}. Fix: leave it out, or shorten it."
+                )
+        return rows
+
+    def encode(self, prompt: Text, completion: Text) -> list[int]:
+        """Token ids of a prompt with its completion, of any length.
+
+        Where the model's padding is its end-of-sequence token, the score is read before it, as
+        transformers does: such a model was trained so.
+        """
+        ids = encode_answer(prompt, completion, self.tokenizer)
+        padding = self.model.config.get_text_config().pad_token_id
+        end = len(ids)
+        while end > 1 and ids[end - 1] == padding:
+            end -= 1
+        return ids[:end]
 
     def _read(
         self,
@@ -240,6 +280,20 @@ def statistics_of(config: PretrainedConfig) -> Normalisation | None:
 def head_count(config: PretrainedConfig) -> int:
     """How many heads a model's config says that its labels are; 1 if it says nothing."""
     return int(_notes(config).get("heads", 1))
+
+
+def steps_of(config: PretrainedConfig) -> str | None:
+    """How a process reward model's steps make an answer's score; None for one of whole answers."""
+    how: str | None = _notes(config).get("steps")
+    return how
+
+
+def scores_steps(how: str) -> str:
+    """Why a process reward model is no ordinary one, and what to do."""
+    return (
+        f"is a process reward model ({how} of its steps), which is read at the end of every step. "
+        "Fix: load it with reward.process.load_reward, or name a model of whole answers."
+    )
 
 
 def _notes(config: PretrainedConfig) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 Far from its training data a reward model guesses, and says nothing of it (Lee et al. 2018,
 arXiv 1807.03888, of classifiers). The relative distance (Ren et al. 2021, arXiv 2106.09022) takes
-off the distance to a background of any text, so that what is odd in every text alike cancels.
+off the distance to a background: there the same data without their class labels, for generated text
+a general corpus (Ren et al. 2022, arXiv 2209.15558), which is what is meant here, since a reward
+model has no classes. What is odd in every text alike cancels.
 The covariance is shrunk (Ledoit and Wolf 2004), so that it can be inverted with fewer rows than
 features.
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from scipy import special, stats
 from torch import Tensor
@@ -24,6 +26,7 @@ from torch import Tensor
 from feedback.errors import DataError
 from reward.errors import ModelError
 from reward.metrics import auc
+from reward.places import check_weights, saving, weights_digest
 from reward.posterior import Features, check_features
 from reward.statistics import Interval, check_level
 
@@ -90,8 +93,11 @@ class OutlierScore:
         )
 
     def save(self, folder: Path) -> Path:
-        """Write `outliers.safetensors` into a folder; returns the file."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `outliers.safetensors` into a folder of the model's directory; returns the file.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
         parts = {"training": self.training, "background": self.background}
         tensors = {
             f"{name}.{key}": tensor.contiguous()
@@ -99,9 +105,8 @@ class OutlierScore:
             if part is not None
             for key, tensor in vars(part).items()
         }
-        temporary = folder / (FILE + ".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(folder / FILE)
+        with saving(folder / FILE) as place:
+            save_file(tensors, place, metadata={"weights": weights_digest(folder.parent) or ""})
         return folder / FILE
 
     @classmethod
@@ -109,12 +114,15 @@ class OutlierScore:
         """Read what `save` wrote.
 
         Raises:
-            ModelError: there is none, or it is damaged.
+            ModelError: there is none, it is damaged, or it was fitted to features of other weights
+                than lie in the folder above.
         """
         file = folder / FILE
         if not file.is_file():
             raise ModelError(f"there is no outlier score at {file}. Fix: fit and save one first.")
         try:
+            with safe_open(file, framework="pt") as opened:
+                digest = (opened.metadata() or {}).get("weights") or None
             saved = load_file(file)
             training, background = (
                 Gaussian(saved[f"{name}.mean"], saved[f"{name}.whitening"])
@@ -125,6 +133,7 @@ class OutlierScore:
         except (SafetensorError, KeyError) as error:
             raise ModelError(f"{file} is damaged ({error}). Fix: fit and save it again.") from error
         assert training is not None
+        check_weights(file, digest, "Fix: fit and save it again.")
         return cls(training, background)
 
 
@@ -169,11 +178,15 @@ def auroc(
         level: of the interval.
 
     Raises:
-        DataError: there are no positive rows, or no negative ones.
+        DataError: there are no positive rows, or no negative ones, or the lengths differ.
     """
     values, marked = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if values.ndim != 1 or values.shape != marked.shape:
+        raise DataError(
+            f"AUROC reads two lists of one length; got shapes {values.shape} and {marked.shape}."
+        )
     high, low = values[marked], values[~marked]
-    if values.shape != marked.shape or not high.size or not low.size:
+    if not high.size or not low.size:
         raise DataError(
             f"AUROC compares positive with negative rows; got {high.size} and {low.size}."
         )

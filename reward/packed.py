@@ -4,7 +4,8 @@ The dense layers run once over all tokens of the batch; attention, which transfo
 register (`AttentionInterface`), runs segment by segment: a sequence, or what it adds to a prefix
 that it shares with others (`reward.tree`). Of the tokens whose last states nobody asked for (a
 prompt's), the last layer computes keys and values alone. Values and gradients are those of the
-padded forward pass up to rounding. Only on a CPU: on an accelerator one launch for every segment
+padded forward pass up to rounding: `reward.packed_probe` compares both on a few tokens before a
+backbone is packed for the first time. Only on a CPU: on an accelerator one launch for every segment
 and layer would cost more than the padding. Leaves out models whose layers mix tokens in any other
 way than full causal attention: those keep the padded pass.
 """
@@ -12,6 +13,7 @@ way than full causal attention: those keep the padded pass.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -23,15 +25,24 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from reward.errors import ModelError
+from reward.packed_probe import agrees
 from reward.tree import Segment
 
 NAME = "align_packed"
+# A packed pass changes the backbone while it runs; other threads wait (`align reward serve`).
+ALONE = threading.RLock()
 
 
 def can_pack(backbone: nn.Module, device: torch.device) -> TypeGuard[PreTrainedModel]:
     """Whether `packed_states` computes what this backbone computes on padded rows."""
     if device.type != "cpu" or not isinstance(backbone, PreTrainedModel):
         return False
+    with ALONE:
+        return looks_packable(backbone) and agrees(backbone, tree_states)
+
+
+def looks_packable(backbone: PreTrainedModel) -> bool:
+    """Whether its configuration and its signature speak against packing."""
     config = backbone.config.get_text_config()
     if config is not backbone.config or config._attn_implementation != "sdpa":
         return False
@@ -84,11 +95,12 @@ def tree_states(
         (S, H).
 
     Raises:
-        ModelError: the backbone has more than a norm after its last layer.
+        ModelError: the backbone has more than a norm after its last layer, a mask of its own, or
+            calls attention twice in its last layer.
     """
     packing = Packing(segments, wanted)
     last = last_layer(backbone) if packing.count else None
-    with attending(backbone), narrowed(last, packing):
+    with ALONE, attending(backbone), narrowed(last, packing):
         output = backbone(
             input_ids=ids[None],
             position_ids=packing.positions[None],
@@ -135,18 +147,34 @@ class Packing:
             seen_by(at, end) if len(at) < end else None
             for at, end in zip(self.positions.split(self.lengths), self.reach, strict=True)
         ]
-        self.stopping = self.narrow = False
+        self.stopping = self.narrow = self.used = False
         self.kept: tuple[Tensor, Tensor] | None = None  # keys and values of the last layer
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> Tensor:
         """Causal attention along each segment: (1, heads, N or S, d) to (1, N or S, heads, d)."""
+        if attention_mask is not None:
+            raise ModelError(
+                f"{type(module).__name__} gives attention a mask of its own, which a packed row "
+                "has no place for. Fix: load the model with attn_implementation=eager."
+            )
         if self.stopping:
             raise Stop(key, value)
         masks, queries = self.masks, self.lengths
         if self.narrow:
-            assert self.kept is not None
+            if self.kept is None or self.used:  # the keys and values kept are its first call's
+                raise ModelError(
+                    f"{type(module).__name__} calls attention more than once in a layer. Fix: load "
+                    "the model with attn_implementation=eager."
+                )
+            self.used = True
             (key, value), queries = self.kept, self.asked
             asked = self.positions[self.rows].split(self.asked)
             masks = [seen_by(at, end) for at, end in zip(asked, self.reach, strict=True)]
@@ -220,7 +248,7 @@ def narrowed(layer: nn.Module | None, packing: Packing) -> Iterator[None]:
         try:
             return forward(*tree_map_only(Tensor, select, args), **_chosen(kwargs, select))
         finally:
-            packing.narrow, packing.kept = False, None
+            packing.narrow, packing.used, packing.kept = False, False, None
 
     layer.forward = narrow
     try:
@@ -258,7 +286,7 @@ def _attention(
     packing: Packing,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    return packing.attend(module, query, key, value, **kwargs), None
+    return packing.attend(module, query, key, value, attention_mask, **kwargs), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from reward.errors import RewardError
 from reward.model import RewardModel
-from reward.pool_parts import Parts, check_space, check_target
+from reward.pool_parts import Parts, check_space, check_target, finished_before
 from reward.pool_source import REWARDS, Answers, Source, open_source
-from reward.score import encode_answer, score_head
+from reward.score import context_length, score_head
 from reward.shared import BATCH_TOKENS, pooled_states
 
 CHUNK_ROWS = 4096
@@ -99,7 +99,8 @@ def score_parquet(
         )
     check_target(target, resume, overwrite)
     opened = source if isinstance(source, Source) else open_source(source)
-    check_space(target, opened.size())
+    if not finished_before(target, resume):
+        check_space(target, opened.size())
     parts = Parts(
         target,
         {
@@ -145,7 +146,7 @@ def score_answers(model: RewardModel, answers: Answers, batch_tokens: int) -> Te
     ):
         if prompt is None or completion is None:
             continue
-        ids = encode_answer(prompt, completion, model.tokenizer)
+        ids = model.encode(prompt, completion)
         if 0 < len(ids) <= longest:
             kept.append(place)
             rows.append(ids)
@@ -210,12 +211,6 @@ def with_rewards(table: pa.Table, source: Source, answers: Answers, scores: Tens
                 flat = _lists(flat, answers.counts)
             table = table.append_column(name + suffix, flat)
     return table
-
-
-def context_length(model: nn.Module) -> int:
-    """Tokens that a model can read; a very large number where its config names none."""
-    config: Any = model.config
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 62)
 
 
 def model_fingerprint(model: RewardModel) -> str:

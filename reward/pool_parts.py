@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from feedback.errors import DataError
 from reward.errors import RewardError
+from reward.places import existing, unwritable
 
 JOURNAL = "journal.json"
 KEY = b"align_scored"  # of the target's Parquet metadata: the journal it was made from
@@ -113,9 +114,15 @@ class Parts:
         Raises:
             DataError: another one does so now.
         """
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         place = self.target.with_name(self.target.name + ".lock")
-        with place.open("w") as stream:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            opened = place.open("w")
+        except OSError as error:
+            raise RewardError(
+                f"{place} cannot be written: {error.strerror or error}. Fix: choose another target."
+            ) from error
+        with opened as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -161,11 +168,14 @@ def check_target(target: Path, resume: bool, overwrite: bool) -> None:
 
     Raises:
         DataError: it is no .parquet file, or it or parts of it exist and may not be touched.
+        RewardError: its folder cannot be written.
     """
     if target.suffix != ".parquet" or target.is_dir():
         raise DataError(f"{target}: the target is a file that ends in .parquet. Fix: name one.")
     if resume and overwrite:
         raise DataError(f"{target}: it is either resumed or overwritten. Fix: leave one out.")
+    if (fault := unwritable(target)) is not None:
+        raise RewardError(f"{target}: {fault} Fix: choose another target.")
     if overwrite or resume:
         return
     if target.exists():
@@ -180,18 +190,32 @@ def check_target(target: Path, resume: bool, overwrite: bool) -> None:
 def check_space(target: Path, size: int) -> None:
     """Whether the target's disk has room for a file about as large as the source, and its parts.
 
+    What earlier processes wrote of them needs no more room.
+
     Raises:
         RewardError: it has not.
     """
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < ROOM * size:
+    folder = existing(target.absolute().parent)
+    free, wanted = shutil.disk_usage(folder).free, ROOM * size - written(target)
+    if free < wanted:
         raise RewardError(
-            f"{folder} has {free / 2**20:.0f} MiB free, and about {ROOM * size / 2**20:.0f} MiB "
+            f"{folder} has {free / 2**20:.0f} MiB free, and about {wanted / 2**20:.0f} MiB "
             "are needed. Fix: free some space, or choose another disk."
         )
+
+
+def written(target: Path) -> int:
+    """Bytes of the parts of a target, and of one that was being put together from them."""
+    unfinished = target.with_name(target.name + BEGUN)
+    files = [*parts_folder(target).glob("*"), unfinished]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def finished_before(target: Path, resume: bool) -> bool:
+    """Whether a target that is resumed was written to its end, by whatever model."""
+    if not resume or not target.is_file() or parts_folder(target).exists():
+        return False
+    return bool(_written_from(target))
 
 
 def _written_from(target: Path) -> Journal:

@@ -233,21 +233,41 @@ def _parquet(files: Sequence[Path]) -> tuple[pa.Schema, int]:
 def _json_lines(files: Sequence[Path]) -> tuple[pa.Schema, int]:
     """One schema for all lines, and their number."""
     schema, rows = pa.schema([]), 0
-    try:
-        for lines in _json_chunks(files[0], 0, SCAN_ROWS):
+    for lines in _json_chunks(files[0], 0, SCAN_ROWS):
+        try:
             found = _json_table(lines).schema
             schema = pa.unify_schemas([schema, found], promote_options="permissive")
-            rows += len(lines)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{files[0]}: a column has values of different kinds ({error}). Fix: give it one."
-        ) from error
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise _no_table(files[0], rows, lines, error) from error
+        rows += len(lines)
     return schema, rows
+
+
+def _no_table(file: Path, first: int, lines: list[dict[str, Any]], error: Exception) -> DataError:
+    """Which of some rows Arrow has no place for: that after `first` others, counted from 1."""
+    for number, line in enumerate(lines, start=first + 1):
+        try:
+            _json_table([line])
+        except UnicodeError:
+            what = "a text with half a surrogate pair, which is no Unicode"
+        except (OverflowError, pa.ArrowInvalid):
+            what = "a number beyond 64 bits, or values of different kinds in one list"
+        except pa.ArrowException as other:
+            what = str(other)
+        else:
+            continue
+        return DataError(f"{file}: row {number} holds {what}. Fix: mend it, or leave it out.")
+    return DataError(f"{file}: a column has values of different kinds ({error}). Fix: give it one.")
 
 
 def _json_tables(file: Path, schema: pa.Schema, first: int, size: int) -> Iterator[pa.Table]:
     for lines in _json_chunks(file, first, size):
-        yield _json_table(lines, schema)
+        try:
+            table = _json_table(lines, schema)
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise _no_table(file, first, lines, error) from error
+        first += len(lines)
+        yield table
 
 
 def _json_table(lines: list[dict[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
@@ -275,7 +295,7 @@ def _json_chunks(file: Path, first: int, size: int) -> Iterator[list[dict[str, A
                         raise ValueError("no object")
                     objects.append(value)
                 yield objects
-        except (ValueError, EOFError, OSError, zlib.error) as error:
+        except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"{file}:{number}: no line of JSON ({error}). Fix: mend it, or fetch it again."
             ) from error

@@ -17,7 +17,7 @@ from feedback.schema import Text
 from reward.dropout import DropoutPosterior, config_rates, dropout_scores
 from reward.errors import ModelError, RewardError
 from reward.laplace import FILE, LastLayerLaplace
-from reward.model import Normalisation, RewardModel, head_count
+from reward.model import Normalisation, RewardModel, head_count, scores_steps, steps_of
 from reward.posterior import EnsemblePosterior, Features, RewardPosterior
 from reward.score import head_parameters
 
@@ -190,6 +190,8 @@ def kind_fault(
         folder: the model's directory, where `laplace` lies.
         rate: of dropout on pooled features.
     """
+    if (how := steps_of(config)) is not None:
+        return f"it {scores_steps(how)}"
     if kind == "heads" and head_count(config) < 2:
         return (
             "it has one head, and nothing to disagree with. Fix: train it with several heads, or "

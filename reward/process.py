@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from feedback.schema import Text
 from reward.errors import RewardError
 from reward.losses import aggregate_steps, group_scores
-from reward.model import CONFIG_KEY, RewardModel
+from reward.model import RewardModel, steps_of
 from reward.score import encode_answer, score_ids
 from reward.steps import SEPARATOR, join_steps, split_steps
 
@@ -48,7 +48,7 @@ class ProcessReward:
             ModelError: nothing loadable is there, or it lacks statistics that are wanted.
             RewardError: an unknown `how`.
         """
-        return cls(RewardModel.load(path, **kwargs), how)
+        return cls(RewardModel.load(path, steps=True, **kwargs), how)
 
     def step_scores(
         self, prompts: Sequence[Text], completions: Sequence[Text]
@@ -89,8 +89,7 @@ def scorer_of(
 ) -> RewardModel | ProcessReward:
     """What scores whole answers with a model in memory: by its steps, where it was trained so."""
     reward = RewardModel(model, tokenizer, batch_size=batch_size)
-    how = steps_of(model.config)
-    return reward if how is None else ProcessReward(reward, how)
+    return _by_steps(reward)
 
 
 def load_reward(path: str | Path, **kwargs: Any) -> RewardModel | ProcessReward:
@@ -99,15 +98,13 @@ def load_reward(path: str | Path, **kwargs: Any) -> RewardModel | ProcessReward:
     Raises:
         ModelError: as `RewardModel.load`.
     """
-    reward = RewardModel.load(path, **kwargs)
+    reward = RewardModel.load(path, steps=True, **kwargs)
+    return _by_steps(reward)
+
+
+def _by_steps(reward: RewardModel) -> RewardModel | ProcessReward:
     how = steps_of(reward.model.config)
-    return reward if how is None else ProcessReward(reward, how)
-
-
-def steps_of(config: PretrainedConfig) -> How | None:
-    """How a model's steps make an answer's score; None for a model of whole answers."""
-    how: How | None = (getattr(config, CONFIG_KEY, None) or {}).get("steps")
-    return how
+    return reward if how is None else ProcessReward(reward, cast(How, how))
 
 
 def text_of(answer: Text) -> str:

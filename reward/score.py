@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from feedback.schema import Text
 from reward.errors import ModelError
 from reward.packed import can_pack
+from reward.packed_probe import rounding, undisturbed
 from reward.shared import last_states
 
 
@@ -114,6 +115,52 @@ def score_head(model: nn.Module) -> nn.Module:
         f"{type(model).__name__} has no `score` head. Fix: give the directory of a model trained "
         "by `align reward`, or of a one-label sequence-classification model."
     )
+
+
+def check_reader(model: PreTrainedModel, name: str) -> None:
+    """Refuse a classifier that is more than one linear layer on the last state of a decoder.
+
+    Encoders read both ways, and put a pooler or layers between their states and the head; scores
+    read at the last token would mean nothing. Seen on a few tokens rather than from a list.
+
+    Raises:
+        ModelError: it is one.
+    """
+    head = score_head(model)
+    fix = "Fix: give a decoder with one linear head, such as `align reward` trains."
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"the head of {name} is a {type(head).__name__}, and one linear layer at an answer's "
+            f"last token is expected. {fix}"
+        )
+    config: Any = model.config.get_text_config()
+    plain = [token for token in range(min(config.vocab_size, 9)) if token != config.pad_token_id]
+    plain = (plain * 8)[:8]
+    ids = torch.tensor([plain, plain[:4] + plain[:4]], device=model.device)
+    with torch.no_grad(), undisturbed(model):
+        states = model.base_model(input_ids=ids[:, :7]).last_hidden_state
+        own = model(input_ids=ids[:1, :7]).logits[0].double()
+    ours = head(states[0, -1]).detach().double()
+    length = states.double().norm(dim=-1)
+    apart = (states[0, :4] - states[1, :4]).double().norm(dim=-1)
+    least = rounding(model)
+    if states.isfinite().all() and bool((apart > least * length[0, :4]).any()):
+        raise ModelError(
+            f"{name} is a {type(model).__name__}, whose tokens see those after them; a reward "
+            f"model's score is read at the last token of a decoder. {fix}"
+        )
+    scale = float(head.weight.detach().double().norm(dim=1).max()) * float(length[0, -1])
+    if states.isfinite().all() and float((own - ours).abs().max()) > least * scale:
+        raise ModelError(
+            f"{name} is a {type(model).__name__}, whose own score ({own.tolist()}) is not that of "
+            f"its head at the last token ({ours.tolist()}). {fix}"
+        )
+
+
+def context_length(model: nn.Module) -> int:
+    """Tokens that a model can read; a very large number where its config names none."""
+    config: Any = model.config
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 62)
 
 
 def head_parameters(model: nn.Module) -> tuple[Tensor, Tensor]:

@@ -54,22 +54,27 @@ def calibrate(
 
     quiet_libraries()
     from align.stages.rewards import model_problems
-    from reward.calibrate import save_calibration
+    from reward.calibrate import FILE, save_calibration
     from reward.calibration_check import check_calibration, chosen_for_fit
     from reward.model import RewardModel
+    from reward.places import unwritable
     from reward.posterior_reward import STATE
     from reward.score import head_parameters
 
-    problems = model_problems("MODEL", model, False)
+    problems = model_problems("MODEL", model, False, steps=False)
     if not problems and not Path(model).is_dir():
         what = f"{model} is no directory, and the state is saved beside the weights."
         problems = [Problem("MODEL", what, "download the model, and name its folder.")]
+    folder = Path(model) / STATE
+    if not problems and (fault := unwritable(folder / FILE)) is not None:
+        problems = [Problem("MODEL", f"the state is saved in {folder}, and {fault}")]
     if problems:
         raise ConfigError(problems)
     rows = read_pairs(data, limit, bad_rows)
+    scorer = RewardModel.load(model, normalise=False)
+    rows = within_context(scorer, rows)
     prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
     fit = chosen_for_fit(prompts, fraction, seed)
-    scorer = RewardModel.load(model, normalise=False)
     chosen = rejected = None
     if laplace:  # the heads read what the posterior reads: one pass for both
         chosen, rejected = features_of(scorer, rows)
@@ -80,7 +85,6 @@ def calibrate(
     calibration, check = check_calibration(
         margins, method, groups=prompts, fraction=fraction, seed=seed, bins=bins
     )
-    folder = Path(model) / STATE
     print(f"{method}: fitted on {check.fitted} pairs, measured on {check.pairs} others")
     if hasattr(calibration, "temperature"):
         print(f"temperature {calibration.temperature:.4g}")
@@ -120,6 +124,31 @@ def read_pairs(data: str, limit: int | None = None, bad_rows: str = "strict") ->
     if len(decided) < len(rows):
         err.print(f"{len(rows) - len(decided)} ties left out", highlight=False)
     return decided
+
+
+def within_context(scorer: RewardModel, rows: list[Row]) -> list[Row]:
+    """Pairs of which the model can read both answers; the others are left out and counted.
+
+    Raises:
+        DataError: there are none.
+    """
+    from reward.score import context_length
+
+    longest = context_length(scorer.model)
+    kept = [
+        row
+        for row in rows
+        if all(
+            len(scorer.encode(row["prompt"], row[answer])) <= longest
+            for answer in ("chosen", "rejected")
+        )
+    ]
+    if not kept:
+        raise DataError(f"all {len(rows)} pairs are longer than the model's {longest} tokens.")
+    if len(kept) < len(rows):
+        what = f"{len(rows) - len(kept)} pairs longer than the model's {longest} tokens left out"
+        err.print(what, highlight=False)
+    return kept
 
 
 def margins_of(scorer: RewardModel, rows: list[Row]) -> np.ndarray:

@@ -44,12 +44,13 @@ def score(
 
     Columns are prompt and completion; prompt and completions (a list); or chosen and rejected.
     """
-    from reward.pool_parts import check_space, check_target
+    from reward.pool_parts import check_space, check_target, finished_before
     from reward.pool_source import open_source
 
     check_target(target, resume, overwrite)
     opened = open_source(source)
-    check_space(target, opened.size())
+    if not finished_before(target, resume):
+        check_space(target, opened.size())
 
     from align.quiet import quiet_libraries
 
@@ -58,7 +59,7 @@ def score(
     from reward.model import RewardModel
     from reward.pool import score_parquet
 
-    if problems := model_problems("MODEL", model, statistics=not raw):
+    if problems := model_problems("MODEL", model, statistics=not raw, steps=False):
         raise ConfigError(problems)
     with showing(opened.rows, err) as progress:
         done = score_parquet(

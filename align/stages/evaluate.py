@@ -26,7 +26,7 @@ from align.stages.common import console
 from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
-from reward.model import RewardModel
+from reward.process import load_reward
 
 
 def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
@@ -200,15 +200,15 @@ def open_judge(section: JudgeSection) -> tuple[Any, str, str]:
     if section.function:
         function = load_reward_function(section.function)
         return function, reward_name(function), section.function
-    model = RewardModel.load(str(section.path), normalise=False)
-    return model, model.name, fingerprint(str(section.path))
+    model = load_reward(str(section.path), normalise=False)
+    return model, model.__name__, fingerprint(str(section.path))
 
 
 def measure_reward_model(path: str | None, preferences: str | None) -> RewardModelReport | None:
     """Accuracy and calibration of a reward model on held-out preferences, if both are named."""
     if path is None or preferences is None:
         return None
-    model = RewardModel.load(path, normalise=False)
+    model = load_reward(path, normalise=False)
     section = DataSection.model_validate({"train": preferences, "validation_fraction": 0.5})
     splits = load_splits(section, "preference")
     fit = list(splits.train) if splits.validation is not None else None

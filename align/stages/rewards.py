@@ -15,7 +15,7 @@ from align.types import RewardFn
 from reward.combine import RewardTerm, Schedule
 from reward.ensemble import EnsembleReward
 from reward.functions import load_reward_function, reward_name
-from reward.model import statistics_of
+from reward.model import scores_steps, statistics_of, steps_of
 from reward.posterior_reward import kind_fault, load_posterior_reward
 from reward.process import load_reward
 
@@ -52,13 +52,14 @@ def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
             load_reward_function(section.function, kwargs=section.kwargs)
 
 
-def model_problems(where: str, path: str, statistics: bool) -> list[Problem]:
+def model_problems(where: str, path: str, statistics: bool, *, steps: bool = True) -> list[Problem]:
     """What is wrong with a reward model's directory, read without its weights.
 
     Args:
         where: the key that names it.
         path: directory or hub id.
         statistics: whether it must carry its normalisation.
+        steps: whether a process reward model will do.
     """
     fault = model_fault(path)
     if fault:
@@ -68,6 +69,10 @@ def model_problems(where: str, path: str, statistics: bool) -> list[Problem]:
     except (OSError, ValueError):
         fix = "run `align reward` first, or check the path."
         return [Problem(where, f"no reward model at {path}.", fix)]
+    how = steps_of(saved)
+    if how is not None and not steps:
+        what, _, fix = scores_steps(how).partition(" Fix: ")
+        return [Problem(where, f"{path} {what}", fix)]
     if statistics and statistics_of(saved) is None:
         fix = "train it with `align reward`, which saves them, or set normalise: false."
         return [Problem(where, f"{path} carries no normalisation statistics.", fix)]
@@ -83,6 +88,13 @@ def posterior_problems(where: str, section: RewardSourceSection) -> list[Problem
     """
     kind = section.posterior
     key = f"{where}.posterior"
+    given = section.model_fields_set
+    if kind is None and section.ensemble is None:
+        idle = [name for name in ("mode", "pessimism", "samples") if name in given]
+        if idle:
+            what = "is of a posterior or an ensemble, and this reward has neither."
+            fix = "remove it, or set `posterior` (heads, laplace, dropout) or `ensemble`."
+            return [Problem(f"{where}.{name}", what, fix) for name in idle]
     if section.dropout is not None and kind != "dropout":
         what = f"is the rate of `posterior: dropout`, and the posterior is {kind or 'unset'}."
         return [Problem(f"{where}.dropout", what, "remove it, or set posterior: dropout.")]

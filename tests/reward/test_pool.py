@@ -292,6 +292,45 @@ def test_a_full_disk_is_told_of_before_and_during(model, tmp_path, monkeypatch):
         score_parquet(model, source, target)
 
 
+def test_what_is_written_already_needs_no_room(model, tmp_path, monkeypatch):
+    source, target = write(tmp_path / "in.parquet", texts(60)), tmp_path / "out.parquet"
+    with pytest.raises(Enough):
+        score_parquet(model, source, target, chunk_rows=10, progress=stop_after(5))
+    (tmp_path / "out.parquet.unfinished").write_bytes(b"x" * 1000)
+    parts = sum(p.stat().st_size for p in pool_parts.parts_folder(target).glob("*"))
+    assert pool_parts.written(target) == parts + 1000
+    needed = int(pool_parts.ROOM * source.stat().st_size) + 1 - parts - 1000
+    free = shutil.disk_usage(tmp_path)
+
+    def leave(room):
+        monkeypatch.setattr(pool_parts.shutil, "disk_usage", lambda _: free._replace(free=room))
+
+    leave(needed - 10)
+    with pytest.raises(RewardError, match="MiB free"):
+        score_parquet(model, source, target, chunk_rows=10, resume=True)
+    leave(needed)
+    assert score_parquet(model, source, target, chunk_rows=10, resume=True).resumed == 20
+    leave(0)  # of a finished target nothing is written
+    assert score_parquet(model, source, target, chunk_rows=10, resume=True).resumed == 60
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, locked):
+    for target in (locked / "out.parquet", locked / "new" / "out.parquet"):
+        with pytest.raises(RewardError, match=r"cannot be written\. Fix: choose another target"):
+            pool_parts.check_target(target, resume=False, overwrite=True)
+        with (
+            pytest.raises(RewardError, match="cannot be written"),
+            pool_parts.Parts(target, {}).locked(),
+        ):
+            pass
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RewardError, match="file is no folder"):
+        pool_parts.check_target(tmp_path / "file" / "out.parquet", False, False)
+
+
 def test_a_score_that_is_no_number_stops(build, tmp_path):
     model = build(seed=3)
     with torch.no_grad():

@@ -88,3 +88,36 @@ def test_files_that_cannot_be_read(tmp_path):
     }.items():
         with pytest.raises(DataError, match=message):
             open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "completion": "\\ud800"}', "row 3 holds a text with half a surrogate"),
+        (
+            '{"prompt": "a", "completion": "b", "n": 99999999999999999999}',
+            "row 3 .* beyond 64 bits",
+        ),
+        (
+            '{"prompt": "a", "completion": "b", "n": [1, "x"]}',
+            "row 3 .* different kinds in one list",
+        ),
+        ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", r"in\.jsonl:4: no line of JSON"),
+    ],
+)
+def test_lines_that_no_table_holds_are_named(line, message, tmp_path):
+    good = '{"prompt": "a", "completion": "b"}'
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"{good}\n\n{good}\n{line}\n{good}\n")
+    with pytest.raises(DataError, match=message):
+        open_source(file)
+
+
+def test_a_line_that_changed_since_it_was_looked_at_is_named(tmp_path):
+    good = '{"prompt": "a", "completion": "b"}\n'
+    file = tmp_path / "in.jsonl"
+    file.write_text(good * 5)
+    opened = open_source(file)
+    file.write_text(good * 3 + '{"prompt": "a", "completion": 3}\n' + good)
+    with pytest.raises(DataError):
+        list(opened.tables(0, 2))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from reward.errors import RewardError
+from align.cli import main
+from align.config.sections import DataSection, JudgeSection
+from align.data import load_splits
+from align.stages.evaluate import measure_reward_model, open_judge
+from reward.errors import ModelError, RewardError
 from reward.model import CONFIG_KEY, Normalisation, RewardModel
+from reward.posterior_reward import load_posterior_reward, posterior_of
 from reward.process import ProcessReward, encode_steps, load_reward, scorer_of
 from reward.score import encode_answer
 from reward.steps import join_steps, split_steps
@@ -83,6 +89,67 @@ def test_how_steps_make_a_score(how, make, reward):
 def test_an_unknown_way_is_refused(reward):
     with pytest.raises(RewardError, match="how is 'max'; expected one of min, prod, last, mean"):
         ProcessReward(reward, "max")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(reward, tmp_path):
+    notes = {"steps": "prod", **vars(Normalisation(-2.0, 0.5, 8))}
+    setattr(reward.model.config, CONFIG_KEY, notes)
+    reward.model.save_pretrained(tmp_path / "prm")
+    reward.tokenizer.save_pretrained(tmp_path / "prm")
+    return tmp_path / "prm"
+
+
+def test_a_process_model_is_not_read_as_an_ordinary_one(folder, tmp_path, capsys):
+    for refused in (
+        lambda: RewardModel.load(folder),
+        lambda: load_posterior_reward(folder, "dropout", rate=0.1),
+        lambda: posterior_of(RewardModel.load(folder, steps=True), "dropout", rate=0.1),
+    ):
+        with pytest.raises(ModelError, match=r"prod of its steps.*reward\.process\.load_reward"):
+            refused()
+    assert ProcessReward.load(folder, "last").how == "last"
+    pairs = [
+        {"prompt": f"What {i}? ", "chosen": join_steps(STEPS), "rejected": "It is nine."}
+        for i in range(4)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    for command in (
+        ["score", str(folder), str(data), str(tmp_path / "out.parquet")],
+        ["calibrate", str(folder), "--data", str(data)],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["reward", *command])
+        assert ended.value.code == 2
+        assert "is a process reward model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_evaluation_reads_the_steps(folder, tmp_path):
+    judge, name, _ = open_judge(JudgeSection(path=str(folder)))
+    assert name == "prm"
+    answers = [join_steps(STEPS), "One step."]
+    assert judge(["What? "] * 2, answers) == load_reward(folder, normalise=False)(
+        ["What? "] * 2, answers
+    )
+    rows = [
+        {"prompt": f"What {i}? ", "chosen": join_steps(STEPS), "rejected": f"No {i}.\nNo."}
+        for i in range(8)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = measure_reward_model(str(folder), str(data))
+    process = load_reward(folder, normalise=False)
+    section = DataSection.model_validate({"train": str(data), "validation_fraction": 0.5})
+    held_out = load_splits(section, "preference").validation
+    assert report is not None
+    assert held_out is not None
+    right = []
+    for row in held_out:
+        better, worse = process.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        right.append(better > worse)
+    assert report.n == len(right)
+    assert report.accuracy == pytest.approx(sum(right) / len(right))
 
 
 def test_the_model_says_that_it_reads_steps(reward, tmp_path):

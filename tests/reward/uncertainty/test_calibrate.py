@@ -116,6 +116,21 @@ def test_intervals_cover_the_error_of_the_population():
     assert inside >= 7
 
 
+def test_intervals_cover_where_the_error_is_0():
+    """At the edge of what an ECE can be a bootstrap alone misses it, and its own estimate too."""
+    inside = 0
+    for seed in range(20):
+        _, check = check_calibration(
+            pairs(300, times=1.0, seed=seed), fraction=0.2, resamples=40, seed=seed
+        )
+        for figure in (check.before.ece, check.before.log_loss, check.after.ece):
+            assert figure.low <= figure.value <= figure.high
+        inside += check.before.ece.low == 0.0
+    assert inside >= 17
+    _, wrong = check_calibration(pairs(2000, times=3.0), resamples=40)
+    assert wrong.before.ece.low > 0.05
+
+
 def test_prompts_stay_together_whatever_the_order():
     labels = [f"prompt {number % 30}" for number in range(120)]
     fit = chosen_for_fit(labels, 0.5, seed=0)

@@ -103,3 +103,32 @@ def test_bad_rows_are_refused_or_left_out(own, pairs_file, tmp_path, capsys):
     main_ok([*arguments, "--bad-rows", "quarantine"])
     assert (own / STATE / "calibration.json").is_file()
     capsys.readouterr()
+
+
+def test_long_pairs_are_left_out_and_counted(own, pairs_file, tmp_path, capsys):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    lines = pairs_file.read_text()
+    long = {"prompt": "Say: ", "chosen": "sun " * 80, "rejected": "mud"}
+    file = tmp_path / "long.jsonl"
+    file.write_text(lines + json.dumps(long) + "\n")
+    main_ok(["reward", "calibrate", str(own), "--data", str(file)])
+    assert "1 pairs longer than the model's 64 tokens left out" in capsys.readouterr().err
+    measured = json.loads((own / STATE / "calibration.json").read_text())["measured"]
+    assert measured["fitted"] + measured["pairs"] == len(lines.splitlines())
+    file.write_text(json.dumps(long) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", "calibrate", str(own), "--data", str(file)])
+    assert ended.value.code == 3
+    assert "all 1 pairs are longer" in capsys.readouterr().err
+
+
+def test_a_place_for_the_state_is_looked_for_before_the_model_loads(
+    own, pairs_file, capsys, monkeypatch
+):
+    monkeypatch.setattr(RewardModel, "load", None)
+    (own / STATE).write_text("a file")
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", "calibrate", str(own), "--data", str(pairs_file)])
+    assert ended.value.code == 2
+    assert "is no folder" in " ".join(capsys.readouterr().err.split())

@@ -146,6 +146,9 @@ def test_named_in_yaml(kind, with_laplace, tmp_path, make_rollout):
         ("posterior: dropout", "names no dropout"),
         ("dropout: 0.1", "reward.0.dropout: is the rate of `posterior: dropout`"),
         ("posterior: laplace, mode: worst", "reward.0.mode: worst needs finitely many"),
+        ("mode: lower_bound", "reward.0.mode: is of a posterior or an ensemble"),
+        ("pessimism: 2.0", "reward.0.pessimism: is of a posterior or an ensemble"),
+        ("samples: 8", "reward.0.samples: is of a posterior or an ensemble"),
     ],
 )
 def test_posteriors_that_are_not_there_are_told_before_anything_loads(
