@@ -100,8 +100,7 @@ def _read_ranking(values: Values, columns: dict[str, str]) -> AnswerSet:
     given, what = (scores, "scores") if scored else (ranks, "ranks")
     if not isinstance(given, list | tuple) or len(given) != len(answers):
         raise RowProblem(f"{what} is no list", f"expected {len(answers)} numbers")
-    if level and not scored:  # which training refuses: none is better than another
-        return AnswerSet(prompt, answers, (0.0,) * len(answers))
+    # Equal ranks, which training refuses, grade all alike: the row says nothing.
     return AnswerSet(prompt, answers, grades_of([aspects_of(one, what) for one in given]))
 
 
@@ -128,11 +127,10 @@ def _joined(row: Values, texts: Any, field: str) -> tuple[Text, tuple[Text, ...]
         raise RowProblem(f"{field} is no list of answers", "expected two or more")
     prompt = read_text(row.get("prompt"), "prompt")
     joined = [join(prompt, read_text(text, field), field) for text in texts]
-    talk = any(not isinstance(before, str) for before, _ in joined)
-    prompts = [as_turns(before) if talk else before for before, _ in joined]
-    if any(other != prompts[0] for other in prompts):
+    before = joined[0][0]
+    if any(as_turns(other) != as_turns(before) for other, _ in joined):
         raise RowProblem(f"{field} answer different prompts", "expected one for all")
-    answers: list[Text] = [
-        [{"role": "assistant", "content": answer}] if talk else answer for _, answer in joined
-    ]
-    return prompts[0], tuple(answers)
+    texts = [answer for _, answer in joined]
+    if isinstance(before, str):
+        return before, tuple(texts)
+    return before, tuple([{"role": "assistant", "content": text}] for text in texts)

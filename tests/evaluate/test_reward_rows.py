@@ -157,6 +157,21 @@ def test_rows_are_laid_out_as_training_lays_them_out(write):
             assert [row["completion"] for row in rating] == trained["responses"][:2]
 
 
+@pytest.mark.parametrize("texts", [["a", said("b")], [said("a"), "b"]])
+def test_answers_of_both_layouts_follow_the_first_as_in_training(write, texts):
+    row = {"prompt": "p", "responses": texts, "order": [1, 0]}
+    trained = convert(row, "ranking", "ranking", {})
+    one = read_labelled(write([row | {"order": None, "scores": [1, 2]}])).sets[0]
+    assert (one.prompt, list(one.answers)) == (trained["prompt"], trained["responses"])
+
+
+def test_answers_to_different_prompts_are_no_set(write):
+    row = {"prompt": "p", "responses": [[*asked("p"), *said("a")], [*asked("p", "s"), *said("b")]],
+           "scores": [1, 2]}  # fmt: skip
+    with pytest.raises(DataError, match="responses answer different prompts"):
+        read_labelled(write([row]))
+
+
 def test_empty_answers_are_bad_rows_as_in_training(write):
     good = {"prompt": "p", "responses": ["a", "b"], "order": [0, 1]}
     found = read_labelled(write([good, good | {"responses": ["a", " "]}]), skip_bad=True)
