@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 from markupsafe import Markup
 
 from align.report.forest import reliability
@@ -24,6 +26,28 @@ def before_and_after(state: Json) -> Markup:
     ]
     shown = [drawn for drawn in figures if drawn is not None]
     return tag("div", *shown, class_="split") if shown else Markup("")
+
+
+def page(state: Json, name: str) -> str:
+    """A self-contained page of both diagrams.
+
+    Args:
+        state: what `align reward calibrate` saved.
+        name: of the model.
+    """
+    read = files("align.report").joinpath("templates")
+    styles = [read.joinpath(file).read_text("utf-8") for file in ("style.css", "figures.css")]
+    title = f"Calibration of {name}"
+    head = join(
+        [
+            Markup('<meta charset="utf-8">'),
+            tag("title", title),
+            tag("style", Markup("\n".join(styles))),  # our own files
+        ]
+    )
+    body = tag("main", tag("h1", title), before_and_after(state))
+    document = tag("html", tag("head", head), tag("body", body), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"
 
 
 def _figure(held_out: Json, caption: str) -> Markup | None:

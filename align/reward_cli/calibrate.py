@@ -45,6 +45,9 @@ def calibrate(
     ] = "strict",
     limit: Annotated[int | None, typer.Option(min=2, help="First pairs only.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the intervals.")] = 0,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the reliability diagrams as one page.")
+    ] = None,
 ) -> None:
     """Fit a reward model's calibration on labelled pairs, and measure it on others of them.
 
@@ -53,11 +56,12 @@ def calibrate(
     from align.quiet import quiet_libraries
 
     quiet_libraries()
+    from align.report.reliability import page
     from align.stages.rewards import model_problems
     from reward.calibrate import FILE, save_calibration
     from reward.calibration_check import check_calibration, chosen_for_fit
     from reward.model import RewardModel
-    from reward.places import unwritable
+    from reward.places import saving, unwritable
     from reward.posterior_reward import STATE
     from reward.score import head_parameters
 
@@ -68,6 +72,8 @@ def calibrate(
     folder = Path(model) / STATE
     if not problems and (fault := unwritable(folder / FILE)) is not None:
         problems = [Problem("MODEL", f"the state is saved in {folder}, and {fault}")]
+    if html is not None and (fault := unwritable(html)) is not None:
+        problems.append(Problem("--html", fault))
     if problems:
         raise ConfigError(problems)
     rows = read_pairs(data, limit, bad_rows)
@@ -94,6 +100,11 @@ def calibrate(
             f"log-loss {in_words(part.log_loss)}"
         )
     print(save_calibration(folder, calibration, check.as_dict()))
+    if html is not None:
+        state = {"method": method, "measured": check.as_dict()}
+        with saving(html) as place:
+            place.write_text(page(state, scorer.name), encoding="utf-8")
+        print(html)
     if chosen is not None and rejected is not None:
         print(fit_laplace(scorer, chosen, rejected, fit, folder))
 

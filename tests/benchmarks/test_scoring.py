@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 
 import numpy as np
@@ -96,3 +97,11 @@ def test_a_small_run_with_a_kill(tmp_path, monkeypatch):
     assert (found["rows"], found["different_rows"], found["kills"]) == (200, 0, 1)
     assert 0 < found["killed_at_row"][0] < 200
     assert found["peak_mb_at_the_end"] < 1.5 * found["peak_mb_after_a_tenth"]
+
+
+def test_a_process_that_ended_by_itself_was_not_killed(tmp_path, monkeypatch):
+    ended = os.P_ALL, 0, os.WEXITED | os.WNOWAIT
+    monkeypatch.setattr(scoring_kills.time, "sleep", lambda _: os.waitid(*ended))
+    command = [sys.executable, "-c", "print(1), print(2), print(3)"]
+    with pytest.raises(RuntimeError, match="ended before it was killed"):
+        scoring_kills.killed(command, tmp_path, kills=1, seed=0)

@@ -161,7 +161,7 @@ def test_it_can_be_named_in_a_configuration(tmp_path, monkeypatch):
 
 def test_a_reward_model_is_read_when_it_is_wanted(tiny_llama, tiny_tokenizer, tmp_path):
     config = copy.deepcopy(tiny_llama(seed=5).config)
-    config.num_labels = 1
+    config.num_labels, config.max_position_embeddings = 1, 2048
     folder = tmp_path / "verbose" / "model"
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

@@ -314,23 +314,6 @@ def test_what_is_written_already_needs_no_room(model, tmp_path, monkeypatch):
     assert score_parquet(model, source, target, chunk_rows=10, resume=True).resumed == 60
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, locked):
-    for target in (locked / "out.parquet", locked / "new" / "out.parquet"):
-        with pytest.raises(RewardError, match=r"cannot be written\. Fix: choose another target"):
-            pool_parts.check_target(target, resume=False, overwrite=True)
-        with (
-            pytest.raises(RewardError, match="cannot be written"),
-            pool_parts.Parts(target, {}).locked(),
-        ):
-            pass
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RewardError, match="file is no folder"):
-        pool_parts.check_target(tmp_path / "file" / "out.parquet", False, False)
-
-
 def test_a_score_that_is_no_number_stops(build, tmp_path):
     model = build(seed=3)
     with torch.no_grad():

@@ -132,3 +132,19 @@ def test_a_place_for_the_state_is_looked_for_before_the_model_loads(
         main(["reward", "calibrate", str(own), "--data", str(pairs_file)])
     assert ended.value.code == 2
     assert "is no folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_of_both_diagrams(own, pairs_file, tmp_path, capsys):
+    page = tmp_path / "new" / "page.html"
+    command = ["reward", "calibrate", str(own), "--data", str(pairs_file), "--html"]
+    main_ok([*command, str(page)])
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "<h1>Calibration of " in text
+    assert "After (temperature): ECE" in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    with pytest.raises(SystemExit) as ended:
+        main([*command, str(page / "below.html")])
+    assert ended.value.code == 2
+    assert "is no folder" in " ".join(capsys.readouterr().err.split())
