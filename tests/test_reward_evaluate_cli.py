@@ -131,7 +131,7 @@ def members(tiny_llama, tiny_tokenizer, tmp_path) -> list[Path]:
     found = []
     for seed in (1, 2):
         config = copy.deepcopy(tiny_llama(seed=5).config)
-        config.num_labels = 1
+        config.num_labels, config.max_position_embeddings = 1, 2048  # probes lengthen answers
         torch.manual_seed(5)
         model = LlamaForSequenceClassification(config)
         generator = torch.Generator().manual_seed(seed)

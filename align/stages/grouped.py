@@ -44,7 +44,7 @@ from align.stages.grouped_checks import (
 from align.stages.on_policy import show_samples, write_samples
 from align.stages.on_policy_checks import check_signals
 from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.rewards import check_rewards, models_of, open_rewards
+from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
 from align.stages.training import train
 
@@ -79,7 +79,7 @@ def run_grouped(
     )
     check_start(config)
     tokenizer = open_tokenizer(config.model)
-    data = load_prompts(config, args, run, tokenizer, context)
+    data = load_prompts(config, args, run, tokenizer, common_context(context, config.reward))
     check_groups(len(data.train), args)
     if dry_run:
         dry_report(config, run, args)
@@ -150,7 +150,7 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     context: int | None,
 ) -> Splits:
-    """The prompts that leave room for an answer in the model's context.
+    """The prompts that leave room for an answer in the context of policy and reward models.
 
     Raises:
         DataError: see `load_data`.
@@ -162,7 +162,7 @@ def load_prompts(
         if "overlong" not in str(error):
             raise
         raise DataError(
-            f"{error} Here that length is the model's context of {context} less "
+            f"{error} Here that length is the shortest context, {context}, less "
             f"trainer.max_completion_length={args.max_completion_length}, which can be lowered."
         ) from error
 

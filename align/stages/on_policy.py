@@ -37,7 +37,7 @@ from align.stages.common import (
 from align.stages.dryrun import context_of, dry_report
 from align.stages.on_policy_checks import check_engine, check_sampling, check_signals
 from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.rewards import check_rewards, models_of, open_rewards
+from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
 from align.stages.training import train
 from align.types import Rollout, Sampler, SyncedSampler
@@ -83,7 +83,7 @@ def run_on_policy(
     )
     check_start(config)
     tokenizer = open_tokenizer(config.model)
-    data = load_prompts(config, run, tokenizer, context)
+    data = load_prompts(config, run, tokenizer, common_context(context, config.reward))
     if dry_run:
         dry_report(config, run, args)
         return
@@ -160,7 +160,7 @@ def closing(sampler: Sampler) -> Iterator[Sampler]:
 def load_prompts(
     config: OnPolicyStage, run: Run, tokenizer: PreTrainedTokenizerBase, context: int | None
 ) -> Splits:
-    """The prompts that leave room for an answer in the model's context.
+    """The prompts that leave room for an answer in the context of policy and reward models.
 
     Raises:
         DataError: see `load_data`.
@@ -173,7 +173,7 @@ def load_prompts(
         if "overlong" not in str(error):
             raise
         raise DataError(
-            f"{error} Here that length is the model's context of {context} less "
+            f"{error} Here that length is the shortest context, {context}, less "
             f"rollout.max_new_tokens={answer}, which can be lowered."
         ) from error
 

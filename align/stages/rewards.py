@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from align.config.sections import RewardSourceSection
 from align.errors import ConfigError, Problem
 from align.ppo.rewards import RESERVED, RewardScorer
+from align.stages.dryrun import context_of
 from align.stages.preflight import model_fault
 from align.types import RewardFn
 from reward.combine import RewardTerm, Schedule
@@ -18,6 +19,8 @@ from reward.functions import load_reward_function, reward_name
 from reward.model import scores_steps, statistics_of, steps_of
 from reward.posterior_reward import kind_fault, load_posterior_reward
 from reward.process import load_reward
+
+CLOSING = 8  # tokens that a chat template may put after an answer
 
 
 def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
@@ -139,6 +142,16 @@ def sum_problems(sections: Sequence[RewardSourceSection]) -> list[Problem]:
 def models_of(section: RewardSourceSection) -> list[str]:
     """The reward models that a section reads; none for a function."""
     return [section.path] if section.path is not None else list(section.ensemble or ())
+
+
+def common_context(context: int | None, sections: Sequence[RewardSourceSection]) -> int | None:
+    """The policy's context, or what a reward model reads where that is less, in tokens.
+
+    A reward model refuses a longer text, and hours into a run is late to hear of it.
+    """
+    known = [context_of(path) for section in sections for path in models_of(section)]
+    found = [length - CLOSING for length in known if length is not None]
+    return min([*found, *([] if context is None else [context])], default=None)
 
 
 def open_reward(section: RewardSourceSection) -> tuple[str, RewardFn]:

@@ -183,7 +183,7 @@ def saved(tiny_llama, tiny_tokenizer, tmp_path):
 
     def save(**notes) -> str:
         config = copy.deepcopy(tiny_llama(seed=5).config)
-        config.num_labels = 1
+        config.num_labels, config.max_position_embeddings = 1, 2048
         model = LlamaForSequenceClassification(config)
         model.config.align_reward = notes
         write_normalisation(model, Normalisation(0.5, 2.0, 8, "p"))

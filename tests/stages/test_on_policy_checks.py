@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
-from align.config.sections import ModelSection, RolloutSection, ValueSection
+from align.config.sections import (
+    ModelSection,
+    RewardSourceSection,
+    RolloutSection,
+    ValueSection,
+)
 from align.errors import ConfigError
 from align.rollout.vllm_remote import serve_policy
 from align.stages.evaluate import check_sampler
 from align.stages.on_policy_checks import check_value, other_tokens
+from align.stages.rewards import CLOSING, common_context
 
 
 @pytest.fixture
@@ -65,3 +73,25 @@ def test_a_server_of_our_own_sees_the_gpus_it_is_given(tiny_llama, tiny_tokenize
             tiny_llama(), tiny_tokenizer, tmp_path, tmp_path / "python", devices=devices
         )
         assert server.variables == seen
+
+
+def test_prompts_leave_room_in_the_reward_models_context_too(reward_model_of, tmp_path):
+    short, long = reward_model_of(40), reward_model_of(400)
+    named = [RewardSourceSection(path=str(short)), RewardSourceSection(function="a:b")]
+    assert common_context(100, named) == 40 - CLOSING
+    assert common_context(100, [RewardSourceSection(path=str(long))]) == 100
+    assert common_context(None, [RewardSourceSection(ensemble=[str(long), str(short)])]) == 32
+    assert common_context(None, [RewardSourceSection(function="a:b")]) is None
+
+
+@pytest.fixture
+def reward_model_of(tmp_path):
+    """The configuration of a reward model of a context."""
+
+    def make(context: int) -> Path:
+        LlamaConfig(max_position_embeddings=context, num_labels=1).save_pretrained(
+            tmp_path / str(context)
+        )
+        return tmp_path / str(context)
+
+    return make
