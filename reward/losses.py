@@ -27,6 +27,7 @@ from reward.preferences import TIE
 from reward.ranking_losses import (
     check_rankings,
     group_scores,
+    order_ranks,
     plackett_luce_loss,
     ranking_pairs_loss,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "focal_weights",
     "generative_term",
     "group_scores",
+    "order_ranks",
     "ordinal_loss",
     "pair_loss",
     "plackett_luce_loss",

@@ -5,8 +5,7 @@ column numbers, the best first, as in `reward.training_rows.ranking_rows`, and -
 places are known. `mask` (B, K) is 1 on real answers. A real answer that `order` does not name is
 worse than all that it does name, in an order unknown (a top-M ranking); an answer about which
 nothing is known is left out by the mask. An order cannot say that two answers are equal:
-`check_rankings` refuses one that names an answer twice. Leave one of two equal texts out, or make
-pairs with a soft label of one half.
+`check_rankings` refuses one that names an answer twice. Ranks can, and pairs are made of those.
 
 With two answers both losses are Bradley-Terry's, `preference_loss` of the difference, bit for bit.
 """
@@ -18,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reward.loss_inputs import precise, real
+from reward.loss_inputs import precise, real, same_shape
 
 Weighting = Literal["answer", "ranking"]
 
@@ -50,17 +49,18 @@ def plackett_luce_loss(scores: Tensor, order: Tensor, mask: Tensor | None = None
 
 def ranking_pairs_loss(
     scores: Tensor,
-    order: Tensor,
+    ranks: Tensor,
     mask: Tensor | None = None,
     weighting: Weighting = "answer",
 ) -> Tensor:
     """Bradley-Terry's loss of every better against every worse answer of a ranking, weighted.
 
     Pairs of one ranking say much the same, so they may not count like pairs of many prompts.
+    Answers of one rank are not compared.
 
     Args:
         scores: (B, K).
-        order: (B, M) column numbers, the best first; -1 where no more places are known.
+        ranks: (B, K), 1 the best; `order_ranks` makes them of an order.
         mask: (B, K), 1 on real answers; all without it.
         weighting: "answer" weighs each pair by 1/(K-1) for K real answers: an answer is in at most
             K-1 pairs, so it counts once however many were ranked; the weights of
@@ -76,12 +76,47 @@ def ranking_pairs_loss(
     """
     if weighting not in get_args(Weighting):
         raise ValueError(f"weighting is {weighting!r}; expected one of {get_args(Weighting)}")
-    difference, worse = _differences(scores, order, mask)
-    losses = -nn.functional.logsigmoid(-difference.masked_fill(~worse, 0.0))
-    total = losses.masked_fill(~worse, 0.0).sum(dim=(1, 2))
+    there = real(mask, scores, "scores")
+    same_shape("ranks", ranks, "scores", scores)
+    better, scores = better_worse(ranks, there), precise(scores)
+    difference = (scores[:, :, None] - scores[:, None, :]).masked_fill(~better, 0.0)
+    losses = -nn.functional.logsigmoid(difference)
+    total = losses.masked_fill(~better, 0.0).sum(dim=(1, 2))
     if weighting == "answer":
-        return total / (real(mask, scores, "scores").sum(dim=-1) - 1).clamp(min=1)
-    return total / worse.sum(dim=(1, 2)).clamp(min=1)
+        return total / (there.sum(dim=-1) - 1).clamp(min=1)
+    return total / better.sum(dim=(1, 2)).clamp(min=1)
+
+
+def better_worse(ranks: Tensor, mask: Tensor) -> Tensor:
+    """Which answer is better than which, (B, K, K) bool: [b, i, j] where i is better than j.
+
+    Args:
+        ranks: (B, K), 1 the best; equal ranks are ties.
+        mask: (B, K) bool, True on real answers.
+    """
+    there = mask[:, :, None] & mask[:, None, :]
+    return (ranks[:, :, None] < ranks[:, None, :]) & there
+
+
+def order_ranks(order: Tensor, scores: Tensor) -> Tensor:
+    """The rank of each answer in an order, (B, K) int64, 1 the best; unnamed ones share the last.
+
+    Args:
+        order: (B, M) column numbers, the best first; -1 where no more places are known.
+        scores: (B, K), whose columns they are.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if scores.dim() != 2 or order.dim() != 2 or len(order) != len(scores):
+        raise ValueError(
+            f"scores and order have the shapes {tuple(scores.shape)} and {tuple(order.shape)}; "
+            "expected (B, K) and (B, M), M at most K"
+        )
+    places, answers = order.shape[1], scores.shape[1]
+    ranks = torch.full((len(scores), answers + 1), places + 1, device=scores.device)
+    numbers = torch.arange(1, places + 1, device=scores.device).expand(len(order), places)
+    return ranks.scatter(1, torch.where(order >= 0, order, answers), numbers)[:, :answers]
 
 
 def group_scores(scores: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,18 +173,8 @@ def check_rankings(order: Tensor, mask: Tensor) -> None:
 
 def _differences(scores: Tensor, order: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """s_k - s_i for place i and answer k, (B, M, K), and where k is worse than i."""
-    if scores.dim() != 2 or order.dim() != 2 or len(order) != len(scores):
-        raise ValueError(
-            f"scores and order have the shapes {tuple(scores.shape)} and {tuple(order.shape)}; "
-            "expected (B, K) and (B, M), M at most K"
-        )
-    there = real(mask, scores, "scores")
-    scores, known = precise(scores), order >= 0
-    index = order.clamp(min=0).long()
-    places, answers = order.shape[1], scores.shape[1]
-    # The place of each answer; those that are not named come after all places.
-    place = torch.full((len(scores), answers + 1), places, device=scores.device)
-    numbers = torch.arange(places, device=scores.device).expand_as(index)
-    place = place.scatter(1, torch.where(known, index, answers), numbers)[:, :answers]
-    worse = known[:, :, None] & there[:, None, :] & (place[:, None, :] > numbers[:, :, None])
+    ranks, there = order_ranks(order, scores), real(mask, scores, "scores")
+    scores, known, index = precise(scores), order >= 0, order.clamp(min=0).long()
+    places = torch.arange(1, order.shape[1] + 1, device=scores.device)
+    worse = known[:, :, None] & there[:, None, :] & (ranks[:, None, :] > places[:, None])
     return scores[:, None, :] - scores.gather(1, index)[:, :, None], worse

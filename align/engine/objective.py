@@ -29,12 +29,12 @@ from reward.losses import (
     group_scores,
     pair_loss,
     plackett_luce_loss,
+    ranking_pairs_loss,
     rao_kupper_loss,
     rating_loss,
     step_loss,
 )
 from reward.preferences import SOFT_LABEL
-from reward.ranked_losses import ranked_pairs_loss
 
 Batch = dict[str, Tensor]
 TIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -105,7 +105,7 @@ class Objective:
             order = ranks.masked_fill(~real, torch.iinfo(ranks.dtype).max).argsort(dim=1)
             return plackett_luce_loss(table, order.masked_fill(~real, -1), real)
         weighting = "answer" if self.loss == "pairs-of-answers" else "ranking"
-        return ranked_pairs_loss(table, ranks, real, weighting)  # type: ignore[arg-type]
+        return ranking_pairs_loss(table, ranks, real, weighting)  # type: ignore[arg-type]
 
     def _pairs(self, margins: Tensor, batch: Batch, tie: Tensor | None) -> Tensor:
         soft = batch[SOFT_LABEL].to(margins)

@@ -18,7 +18,7 @@ from align.engine.objective import Batch, Objective, chosen_text
 from align.engine.scorer import Scorer, Scores
 from reward.losses import decided, group_scores
 from reward.preferences import SOFT_LABEL
-from reward.ranked_losses import better_worse
+from reward.ranking_losses import better_worse
 
 TIE_RATE = 0.01  # Adam's, of a logarithm
 

@@ -18,6 +18,7 @@ from align.engine.objective import Objective, TextHead, balanced, chosen_text
 from align.engine.objective_trainer import figures, forward, tie_parameter
 from align.engine.reward_rows import RewardCollator, bootstrap, reward_examples
 from align.engine.scorer import Scorer
+from reward.debias import length_correlation_term
 from reward.losses import davidson_loss, plackett_luce_loss, tie_start
 from reward.score import score_ids
 
@@ -252,6 +253,21 @@ def test_every_term_reaches_the_backbone_and_scales(name, scorer, batch_of):
     assert float(half) != 0
     half.backward()
     assert model.model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_terms_are_those_of_the_functions(scorer, batch_of):
+    """Centring over both answers and every head; length within prompts, of the heads' mean."""
+    model, batch = scorer(2), batch_of(PAIRS, "pairs")
+    found = forward(model, batch, Objective())
+    chosen, rejected = found.scores[0::2], found.scores[1::2]
+    centred = 0.5 * (chosen + rejected).square().mean()
+    assert float(Objective(centring=0.5).terms(found, batch)) == pytest.approx(float(centred))
+    lengths = batch["answer"].sum(dim=1).float()
+    groups = torch.tensor([0, 0, 1, 1, 2, 2])
+    within = length_correlation_term(found.scores.mean(dim=1), lengths, groups)
+    assert float(Objective(length=1.0).terms(found, batch)) == pytest.approx(float(within))
+    across = length_correlation_term(found.scores.mean(dim=1), lengths)
+    assert float(within) != pytest.approx(float(across))  # so that the line above says something
 
 
 def test_order_and_padding_of_a_batch_change_nothing(scorer, batch_of):

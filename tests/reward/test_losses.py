@@ -325,7 +325,7 @@ def test_no_loss_looks_at_values_or_leaves_its_device():
         losses.rao_kupper_loss(flat, outcome, raw),
         losses.davidson_loss(flat, empty(4, 3), raw),
         losses.plackett_luce_loss(empty(4, 3), order, mask),
-        losses.ranking_pairs_loss(empty(4, 3), order, mask),
+        losses.ranking_pairs_loss(empty(4, 3), losses.order_ranks(order, empty(4, 3)), mask),
         losses.rating_loss(empty(4, 3), empty(4, 3), "huber"),
         losses.ordinal_loss(empty(4, 3), empty(4, 3), empty(6)),
         losses.combine_attributes(empty(4, 3), empty(3), learned=True),

@@ -14,6 +14,7 @@ from feedback.schema import Ranking
 from reward.losses import (
     check_rankings,
     group_scores,
+    order_ranks,
     plackett_luce_loss,
     preference_loss,
     ranking_pairs_loss,
@@ -26,9 +27,14 @@ RELAXED = settings(  # a slow machine
 )
 LOSSES = {
     "plackett-luce": plackett_luce_loss,
-    "answer": lambda *a: ranking_pairs_loss(*a, weighting="answer"),
-    "ranking": lambda *a: ranking_pairs_loss(*a, weighting="ranking"),
+    "answer": lambda *a: pairs_loss(*a, weighting="answer"),
+    "ranking": lambda *a: pairs_loss(*a, weighting="ranking"),
 }
+
+
+def pairs_loss(scores, order, mask=None, weighting="answer") -> torch.Tensor:
+    """The loss of pairs, from an order as Plackett-Luce's takes it."""
+    return ranking_pairs_loss(scores, order_ranks(order, scores), mask, weighting)
 
 
 def logsigmoid(margin: torch.Tensor) -> torch.Tensor:
@@ -211,9 +217,9 @@ def test_per_answer_weights_are_those_of_the_rows():
     scores, mask = group_scores(flat, torch.tensor([len(row["responses"]) for row in rows]))
     order = torch.tensor([row["order"] + [-1] * (4 - len(row["order"])) for row in rows])
     check_rankings(order, mask)
-    found = ranking_pairs_loss(scores, order, mask, "answer")
+    found = pairs_loss(scores, order, mask, "answer")
     assert found.tolist() == pytest.approx(list(by_rows.values()), rel=1e-12)
-    each = ranking_pairs_loss(scores, order, mask, "ranking")
+    each = pairs_loss(scores, order, mask, "ranking")
     sizes = torch.tensor([4, 2, 3])
     torch.testing.assert_close(each, found * (sizes - 1) / (sizes * (sizes - 1) / 2))
 
@@ -224,9 +230,9 @@ def test_each_answer_or_each_ranking_counts_once():
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     order = torch.tensor([[0, 1, -1, -1, -1], [2, 0, 1, -1, -1], [0, 1, 2, 3, 4]])
     log2 = math.log(2)
-    found = ranking_pairs_loss(scores, order, mask, "answer")  # K(K-1)/2 pairs of weight 1/(K-1)
+    found = pairs_loss(scores, order, mask, "answer")  # K(K-1)/2 pairs of weight 1/(K-1)
     assert found.tolist() == pytest.approx([1 * log2, 1.5 * log2, 2.5 * log2])
-    found = ranking_pairs_loss(scores, order, mask, "ranking")
+    found = pairs_loss(scores, order, mask, "ranking")
     assert found.tolist() == pytest.approx([log2] * 3)
 
 
@@ -266,7 +272,7 @@ def test_an_order_without_meaning_is_refused_by_name(order, said):
 def test_shapes_and_weightings_that_do_not_fit_are_refused():
     order = torch.tensor([[0, 1]])
     with pytest.raises(ValueError, match="weighting is 'both'; expected one of"):
-        ranking_pairs_loss(torch.zeros(1, 2), order, None, "both")  # type: ignore[arg-type]
+        pairs_loss(torch.zeros(1, 2), order, None, "both")  # type: ignore[arg-type]
     for loss in LOSSES.values():
         with pytest.raises(ValueError, match=r"\(2, 2\) and \(1, 2\); expected \(B, K\)"):
             loss(torch.zeros(2, 2), order)
@@ -277,5 +283,5 @@ def test_shapes_and_weightings_that_do_not_fit_are_refused():
 def test_pairs_of_one_ranking_are_all_of_them():
     order = [2, 0, 3, 1]
     expected = sum(-logsigmoid(SCORES[0, i] - SCORES[0, j]) for i, j in combinations(order, 2))
-    found = ranking_pairs_loss(SCORES, torch.tensor([order]), weighting="ranking")
+    found = pairs_loss(SCORES, torch.tensor([order]), weighting="ranking")
     assert found.item() == pytest.approx(expected.item() / 6, rel=1e-12)
