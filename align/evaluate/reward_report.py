@@ -6,7 +6,6 @@ The page is made of the building blocks of `align report`, and like it loads not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -35,10 +34,11 @@ from align.evaluate.reward_tables import (
     probe_table,
     ranking_table,
 )
+from align.report.environment import page_environment
 from align.report.evidence import Estimate
-from align.report.forest import forest_axis, forest_row, reliability
+from align.report.forest import forest_row
 from align.report.reward import gather
-from align.report.values import figure, percent, percent_interval, probability, shown
+from align.report.values import percent
 from align.run import write_json
 from reward.consistency import EditConsistency
 from reward.functions import plain
@@ -166,27 +166,7 @@ def _resource(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("align.evaluate"), jinja2.PackageLoader("align.report")]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "shown": shown,
-        "figure": figure,
-        "probability": probability,
-        "percent": percent,
-    }
-    tools: Mapping[str, Any] = {
-        "bars": _bars,
-        "forest_row": forest_row,
-        "forest_axis": forest_axis,
-        "reliability": reliability,
-        "percent_interval": percent_interval,
-    }
-    environment.globals |= tools
+    environment = page_environment("align.evaluate", "align.report")
+    environment.filters["percent"] = percent
+    environment.globals["bars"] = _bars
     return environment

@@ -27,6 +27,7 @@ from align.report.catalogue import MODEL_METRICS, SHARES, model_metric_title
 from align.report.charts import draw
 from align.report.collect import TRAINING, RunData, collect
 from align.report.curves import count_lines, stage_curves
+from align.report.environment import page_environment
 from align.report.evidence import Evaluation, evaluate_family
 from align.report.families import display_name, hue, judge_name, make_families, trace
 from align.report.feedback import FeedbackQuality, feedback_quality
@@ -38,7 +39,7 @@ from align.report.feedback_charts import (
     time_range,
     timeline,
 )
-from align.report.forest import forest_axis, forest_row, outcome_bar, reliability
+from align.report.forest import outcome_bar
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
 from align.report.records import configurations, data_cards, pairs, provenance, without_tables
@@ -47,11 +48,7 @@ from align.report.samples import gather_samples
 from align.report.values import (
     Json,
     duration,
-    figure,
     number,
-    percent_interval,
-    probability,
-    shown,
 )
 from align.report.verdict import decide, judged_on, key_figures, tone_of
 
@@ -227,18 +224,9 @@ def _resource(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("align.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("align.report")
     environment.filters |= {
-        "shown": shown,
-        "figure": figure,
         "duration": duration,
-        "probability": probability,
         "name": display_name,
         "judge": judge_name,
         "hue": hue,
@@ -246,8 +234,6 @@ def _environment() -> jinja2.Environment:
     }
     environment.globals |= {
         "draw": draw,
-        "forest_row": forest_row,
-        "forest_axis": forest_axis,
         "outcome_bar": outcome_bar,
         "coefficient_axis": axis,
         "coefficient_low": lowest,
@@ -255,8 +241,6 @@ def _environment() -> jinja2.Environment:
         "lead_axis": lead_axis,
         "time_range": time_range,
         "timeline": timeline,
-        "reliability": reliability,
-        "percent_interval": percent_interval,
         "judged_on": judged_on,
         "tone_of": tone_of,
         "metric_title": model_metric_title,
