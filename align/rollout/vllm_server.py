@@ -8,7 +8,6 @@ in `rollout.vllm.url`.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from types import TracebackType
 from align.errors import SamplerError
 from align.rollout.vllm_client import VLLMClient
 from feedback import leash
+from feedback.groups import end_group
 
 TAIL = 1500  # characters of the log in a message
 
@@ -153,15 +153,7 @@ class VLLMServer:
         process, self.process = self.process, None
         if process is None:
             return
-        # A stopped process takes no SIGTERM, but the second one it cannot miss.
-        for sort, patience in [(signal.SIGTERM, 0 if hard else 10), (signal.SIGKILL, 10)]:
-            try:
-                os.killpg(process.pid, sort)
-                process.wait(timeout=patience)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        end_group(process, hard=hard)
         if process.stdin is not None:
             process.stdin.close()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from types import TracebackType
 
 from feedback import environments, leash
 from feedback.errors import LabelStudioError
+from feedback.groups import end_group
 
 VERSION = "1.23.2"
 NAME = f"label-studio-{VERSION}"
@@ -204,19 +204,10 @@ class LabelStudioServer:
         return f"Its log ({self.log}) ends:\n{text[-600:]}"
 
     def stop(self, *, hard: bool = False) -> None:
-        """End the server and its children; `hard` is kill -9."""
+        """End the server and its children; `hard` is kill -9. Its port is free afterwards."""
         self.stopped = True
-        if self.process is None:
-            return
-        for sort in [signal.SIGKILL] if hard else [signal.SIGTERM, signal.SIGKILL]:
-            try:
-                os.killpg(self.process.pid, sort)
-                self.process.wait(timeout=10)
-                break
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        if self.process is not None:
+            end_group(self.process, hard=hard)
         self.process = None
 
     def wait(self) -> None:
