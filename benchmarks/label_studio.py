@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from feedback.labelstudio.server import VERSION, LabelStudioServer, Login
 from feedback.labelstudio.session import pair_result
 from feedback.labelstudio.tasks import task_data
 from feedback.labelstudio.templates import Template
+from feedback.ports import free_port
 from feedback.records import new_item
 from feedback.schema import Item
 from feedback.store import FeedbackStore
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        with LabelStudioServer(place / "server", _free_port()) as server:
+        with LabelStudioServer(place / "server", free_port()) as server:
             figures = measure(place, server.login, given)
     figures |= {
         "peer": "label-studio-sdk",
@@ -235,12 +235,6 @@ def _export(given: argparse.Namespace, login: Login) -> tuple[float, int]:
 def _project(client: LabelStudioClient, store: FeedbackStore) -> Project:
     (project,) = create_projects(client, store, "ours", Template("pair"))
     return project
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 ARMS: dict[str, Callable[[argparse.Namespace, Login], tuple[float, int]]] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from align.quickstart.person import MARK, asking_order, lacking
 from align.quickstart.world import World
 from align.stages.common import console
 from feedback.errors import LabelStudioError
+from feedback.ports import free_port
 from feedback.schema import Item, Pair
 from feedback.simulate import SimulatedAnnotator
 from feedback.store import FeedbackStore
@@ -229,9 +229,7 @@ def serving(folder: Path) -> Iterator[tuple[LabelStudioClient, Login]]:
     data.mkdir(parents=True, exist_ok=True)
     port = data / "port"
     if not port.is_file():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port.write_text(str(probe.getsockname()[1]), encoding="utf-8")
+        port.write_text(str(free_port()), encoding="utf-8")
     server = LabelStudioServer(data, int(port.read_text(encoding="utf-8")))
     login = server.start(lambda line: console.print(line, highlight=False))
     try:

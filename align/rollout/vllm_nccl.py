@@ -20,7 +20,7 @@ from torch import Tensor
 from align.errors import MissingDependencyError, SamplerError
 from align.rollout.vllm_client import Json, VLLMClient, is_local
 from align.rollout.vllm_environment import INSTALL, vllm_here
-from align.rollout.vllm_server import free_port
+from feedback.ports import free_port
 
 
 class WeightChannel:

@@ -8,7 +8,6 @@ in `rollout.vllm.url`.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from align.errors import SamplerError
 from align.rollout.vllm_client import VLLMClient
 from feedback import leash
 from feedback.groups import end_group
+from feedback.ports import free_port
 
 TAIL = 1500  # characters of the log in a message
 
@@ -156,10 +156,3 @@ class VLLMServer:
         end_group(process, hard=hard)
         if process.stdin is not None:
             process.stdin.close()
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

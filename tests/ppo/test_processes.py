@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from align.engine.checkpoint import list_checkpoints, newest_valid
 from align.engine.launch import launch_command
+from feedback.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("processes_script.py")
@@ -29,10 +29,7 @@ def launch(tmp_path):
     def run(arguments: list[str], processes: int, code: int = 0) -> str:
         start = [sys.executable]
         if processes > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            command = launch_command("cpu2", [], processes=processes, main_port=port)
+            command = launch_command("cpu2", [], processes=processes, main_port=free_port())
             start = command[: command.index("--module")]
             preset = start.index("--config_file") + 1
             start[preset] = str((ROOT / start[preset]).resolve())

@@ -20,8 +20,9 @@ from align.rollout.vllm_client import VLLMClient
 from align.rollout.vllm_colocated import refuse
 from align.rollout.vllm_nccl import Control, WeightChannel, bounded
 from align.rollout.vllm_remote import on_first_rank
-from align.rollout.vllm_server import VLLMServer, free_port
+from align.rollout.vllm_server import VLLMServer
 from align.rollout.vllm_weights import lora_settings, save_adapter, save_whole, whole_weights
+from feedback.ports import free_port
 
 
 def lora(model, **changes):

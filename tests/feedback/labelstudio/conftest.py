@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ from feedback.labelstudio.journal import Journal, Project, add_project
 from feedback.labelstudio.projects import create_projects
 from feedback.labelstudio.server import LabelStudioServer
 from feedback.labelstudio.templates import Template
+from feedback.ports import free_port
 from feedback.records import new_item
 from feedback.store import FeedbackStore
 
@@ -42,18 +42,6 @@ NASTY = [
     "line\r\nbreaks\r and \u2028 separators",
     "x" * 50_000,
 ]
-
-
-@pytest.fixture(name="free_port", scope="session")
-def give_free_port():
-    """`free_port()`: a port that nothing listens on."""
-    return free_port
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from feedback.labelstudio.pull import pull
 from feedback.labelstudio.push import push
 from feedback.labelstudio.session import AnnotatorSession, pair_result
 from feedback.labelstudio.webhook import WebhookListener
+from feedback.ports import free_port
 from feedback.schema import Comparison
 
 # The first test may have to install the server.
@@ -101,7 +102,7 @@ def test_disputed_pairs_are_settled_in_a_project_of_their_own(
 
 
 def test_a_hook_wakes_the_watch_and_a_lost_one_loses_nothing(
-    client, store, make_project, pairs, label, free_port
+    client, store, make_project, pairs, label
 ):
     project, items = make_project(), pairs(3)
     push(client, store, project, items)
@@ -118,7 +119,7 @@ def test_a_hook_wakes_the_watch_and_a_lost_one_loses_nothing(
     assert pull(client, store, project).new == 1
 
 
-def test_an_address_that_cannot_be_listened_at(client, free_port):
+def test_an_address_that_cannot_be_listened_at(client):
     with pytest.raises(LabelStudioError, match="expected a URL with a port"):
         WebhookListener(client, [1], "localhost")
     address = f"http://127.0.0.1:{free_port()}"

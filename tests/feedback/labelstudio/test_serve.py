@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from feedback.labelstudio.server import healthy
+from feedback.ports import free_port
 
 # The first test may have to install the server.
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
@@ -96,7 +97,7 @@ def test_its_database_lets_people_write_at_the_same_time(server):
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
-def test_a_server_ends_with_its_command(serve, tmp_path, free_port):
+def test_a_server_ends_with_its_command(serve, tmp_path):
     """Interrupted while it starts; on another port, dying by itself."""
     login, first, second = tmp_path / "ls" / "login.json", free_port(), free_port()
     starting = serve(first)
@@ -123,7 +124,7 @@ def test_a_server_ends_with_its_command(serve, tmp_path, free_port):
     assert re.search(r"ended by itself \((-9|137)\)\. Its log", said)
 
 
-def test_a_killed_command_takes_its_server_along(serve, free_port):
+def test_a_killed_command_takes_its_server_along(serve):
     port = free_port()
     running = serve(port)
     next_lines(running, "Ctrl-C stops the server")
