@@ -37,7 +37,7 @@ from align.engine.create import create_model
 from align.engine.models import load_reward_start
 from align.engine.objective import Objective
 from align.engine.objective_trainer import ObjectiveTrainer
-from align.engine.reward_rows import RewardCollator, reward_examples
+from align.engine.reward_batches import RewardCollator, reward_examples
 from align.engine.scorer import Scorer
 from benchmarks.paired import Json, compared, machine, peak_megabytes, run_arm, versions
 

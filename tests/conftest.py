@@ -15,7 +15,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from align.engine.create import train_tokenizer
 from align.engine.tokenizer import read_template
@@ -79,6 +84,27 @@ def tiny_llama(tiny_tokenizer) -> Callable[..., LlamaForCausalLM]:
         }
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_tokenizer) -> Callable[..., LlamaForSequenceClassification]:
+    """`tiny_classifier(seed=0, **config)`: one score, two layers of width 16, lively logits."""
+
+    def make(seed: int = 0, **changes: Any) -> LlamaForSequenceClassification:
+        settings: dict[str, Any] = {
+            "vocab_size": len(tiny_tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_labels": 1,
+            "pad_token_id": tiny_tokenizer.pad_token_id,
+            "initializer_range": 0.3,
+        }
+        torch.manual_seed(seed)
+        return LlamaForSequenceClassification(LlamaConfig(**settings | changes))
 
     return make
 

@@ -7,9 +7,8 @@ from io import StringIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from align.cli import main
 from align.reward_cli import score as command
@@ -20,20 +19,9 @@ ROWS = [{"prompt": "Where is it? ", "completion": "There" + "!" * i} for i in ra
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, tiny_tokenizer):
+def model_dir(tmp_path_factory, tiny_tokenizer, tiny_classifier):
     folder = tmp_path_factory.mktemp("models") / "judge"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        initializer_range=0.3,
-    )
-    model = LlamaForSequenceClassification(config)
+    model = tiny_classifier(num_hidden_layers=1)
     write_normalisation(model, Normalisation(0.2, 3.0, 8))
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from align.engine.head import score_tokens
-from align.engine.reward_rows import ObjectiveKind
+from align.engine.reward_batches import ObjectiveKind
 from align.engine.scorer import Scores
 from reward.debias import length_correlation_term
 from reward.losses import (

@@ -24,7 +24,7 @@ from align.engine.guards.base import Batch
 from align.engine.models import disable_dropout, load_causal_lm, peft_config
 from align.engine.objective import TIES, Objective, TextHead, balanced
 from align.engine.objective_trainer import ObjectiveTrainer, forward, tie_parameter
-from align.engine.reward_rows import Example, RewardCollator, reward_examples
+from align.engine.reward_batches import Example, RewardCollator, reward_examples
 from align.engine.scorer import Scorer
 from align.engine.soft_labels import has_soft_labels
 from align.engine.tokenizer import match_embeddings

@@ -11,12 +11,11 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from align.engine.head import completion_logprobs
 from align.engine.objective import Objective, TextHead, balanced, chosen_text
 from align.engine.objective_trainer import figures, forward, tie_parameter
-from align.engine.reward_rows import RewardCollator, bootstrap, reward_examples
+from align.engine.reward_batches import RewardCollator, bootstrap, reward_examples
 from align.engine.scorer import Scorer
 from reward.debias import length_correlation_term
 from reward.losses import davidson_loss, plackett_luce_loss, tie_start
@@ -42,23 +41,12 @@ STEPS = [
 
 
 @pytest.fixture
-def scorer(tiny_tokenizer):
+def scorer(tiny_classifier):
     """A tiny classifier; `heads` of them."""
 
     def make(heads: int = 1, tie: float | None = None) -> Scorer:
-        torch.manual_seed(heads)
-        config = LlamaConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_labels=heads,
-            pad_token_id=tiny_tokenizer.pad_token_id,
-            initializer_range=0.3,
-            tie_word_embeddings=True,
-        )
-        return Scorer(LlamaForSequenceClassification(config), tie)
+        model = tiny_classifier(seed=heads, num_labels=heads, tie_word_embeddings=True)
+        return Scorer(model, tie)
 
     return make
 

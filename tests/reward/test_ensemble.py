@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from reward.ensemble import EnsembleReward, disagreement, lower_bound
 from reward.errors import ModelError, RewardError
@@ -55,21 +54,11 @@ def test_what_is_refused(count, settings, message):
 
 
 @pytest.fixture(scope="module")
-def reward_dirs(tmp_path_factory, tiny_tokenizer):
+def reward_dirs(tmp_path_factory, tiny_tokenizer, tiny_classifier):
     """Two saved reward models of other seeds and scales, with statistics, and one without."""
     folders = []
     for seed, statistics in enumerate([(0.5, 2.0), (-1.0, 0.1), None]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_labels=1,
-            pad_token_id=tiny_tokenizer.pad_token_id,
-        )
-        model = LlamaForSequenceClassification(config)
+        model = tiny_classifier(seed, num_hidden_layers=1, initializer_range=0.02)
         initialise_head(model, seed)
         if statistics:
             write_normalisation(model, Normalisation(*statistics, samples=9))

@@ -6,8 +6,6 @@ import json
 import math
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from align.cli import main
 from align.config.sections import DataSection, JudgeSection
@@ -25,19 +23,8 @@ CHAT = [{"role": "user", "content": "What is it?"}]
 
 
 @pytest.fixture
-def reward(tiny_tokenizer) -> RewardModel:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        initializer_range=0.3,
-    )
-    return RewardModel(LlamaForSequenceClassification(config).eval(), tiny_tokenizer)
+def reward(tiny_tokenizer, tiny_classifier) -> RewardModel:
+    return RewardModel(tiny_classifier(seed=3).eval(), tiny_tokenizer)
 
 
 @pytest.mark.parametrize("prompt", ["What is it? ", CHAT])
