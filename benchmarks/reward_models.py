@@ -11,8 +11,9 @@ heads, rankings, soft labels). Measured on held-out pairs: accuracy, log-loss an
 of the four heads also whether their disagreement finds the pairs that they get wrong (AUROC).
 Calibration: a temperature fitted on one half of the held-out prompts, measured on the other.
 
-Differences to TRL are paired by seed. Leaves out anything that a pretrained model would add: these
-figures say that two trainers agree, not how good reward models are.
+Differences to TRL are paired by seed. A run that the file of figures holds is not repeated. Leaves
+out anything that a pretrained model would add: these figures say that two trainers agree, not how
+good reward models are.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from align.config import RewardStage, load_config
 from align.config.sections import DataSection
 from align.data import load_splits
 from align.data.rows import plain_text, prompt_key
@@ -42,10 +42,10 @@ from align.data.split import position_of
 from align.engine.create import create_model
 from align.errors import DataError
 from align.evaluate.significance import seeds_interval
-from align.run import open_run
-from align.stages import reward as reward_stage
+from align.run import write_json
 from benchmarks.paired import machine, versions
-from benchmarks.soft_labels import MODEL, VOCABULARY, warm_up_rows
+from benchmarks.small_runs import reward_model, warm_up, write_rows
+from benchmarks.soft_labels import MODEL, VOCABULARY
 from feedback.aggregate import by_pair
 from reward.calibrate import Temperature
 from reward.calibration_check import check_calibration
@@ -130,18 +130,13 @@ def arms_of(name: str, folder: Path) -> dict[str, tuple[list[Row], list[str]]]:
     }
 
 
+SETTINGS = ("warm_up", "epochs", "learning_rate")  # what every run must share
 SETS = ("hh_harmless", "gsm8k_solutions", "pandalm_votes")
 
 
 def held_out(row: Row, seed: int) -> bool:
     """Whether a row's prompt is held out under a seed."""
     return position_of(prompt_key(row["prompt"]), seed, b"bench") < HELD_OUT
-
-
-def write(path: Path, rows: Sequence[Row]) -> Path:
-    """Rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def start_model(folder: Path, rows: Sequence[Row], seed: int, steps: int) -> Path:
@@ -152,7 +147,7 @@ def start_model(folder: Path, rows: Sequence[Row], seed: int, steps: int) -> Pat
         for side in ("chosen", "rejected")
     ]
     texts = {plain_text(row[name]) for row in answers for name in ("prompt", "completion")}
-    corpus = write(folder / "texts.jsonl", [{"text": text} for text in sorted(texts)])
+    corpus = write_rows(folder / "texts.jsonl", [{"text": text} for text in sorted(texts)])
     base = create_model(
         MODEL,
         folder / "base",
@@ -161,7 +156,7 @@ def start_model(folder: Path, rows: Sequence[Row], seed: int, steps: int) -> Pat
         chat_template="chatml",
         seed=seed,
     )
-    return warm_up_rows(base, answers, folder, seed, steps)
+    return warm_up(base, answers, folder, seed, steps)
 
 
 def by_trl(start: Path, rows: Sequence[Row], folder: Path, seed: int, given: Any) -> RewardModel:
@@ -196,27 +191,14 @@ def by_align(
 ) -> RewardModel:
     """A reward model by `align reward`."""
     overrides = [
-        f"run.dir={folder}",
-        f"run.seed={seed}",
-        f"model.path={start}",
-        f"data.train={data}",
-        "data.validation_fraction=0",
         "data.deduplicate=none",
         f"trainer.num_train_epochs={given.epochs}",
         f"trainer.learning_rate={given.learning_rate}",
-        "trainer.per_device_train_batch_size=16",
         "trainer.max_length=384",
-        "trainer.warmup_steps=10",
-        "trainer.save_strategy=no",
-        "tracking.report_to=[none]",
-        "normalisation.prompts=16",
-        "normalisation.max_new_tokens=8",
         *more,
     ]
-    config = load_config(RewardStage, None, overrides)
-    with open_run(config, command=["benchmarks.reward_models"]) as run:
-        reward_stage.run(config, run)
-    return RewardModel.load(folder / "model", normalise=False)
+    trained = reward_model(start, data, folder, seed, overrides)
+    return RewardModel.load(trained, normalise=False)
 
 
 def measure(model: RewardModel, rows: Sequence[Row], seed: int) -> Json:
@@ -267,7 +249,7 @@ def run_set(name: str, seed: int, given: Any) -> Json:
                 model = by_trl(start, mine, folder / "trl", seed, given)
             else:
                 place = folder / arm.replace(", ", "-").replace(" ", "-")
-                data = write(folder / f"{place.name}.jsonl", mine)
+                data = write_rows(folder / f"{place.name}.jsonl", mine)
                 model = by_align(start, data, place, seed, given, more)
             found["arms"][arm] = measure(model, judged, seed)
             found["arms"][arm]["seconds"] = round(time.perf_counter() - started, 1)
@@ -316,17 +298,36 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    runs = [
-        run_set(name, int(seed), given)
-        for name in given.sets.split(",")
-        for seed in given.seeds.split(",")
-    ]
-    table = summarise(runs)
-    print(json.dumps(table, indent=1))
-    if given.json:
-        report = {"summary": table, "runs": runs, "settings": vars(given), "device": machine()}
-        report |= {"versions": versions(["torch", "transformers", "trl"])}
-        given.json.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+    settings = {key: str(value) for key, value in vars(given).items() if key in SETTINGS}
+    runs = earlier_runs(given.json, settings)
+    for name in given.sets.split(","):
+        for seed in map(int, given.seeds.split(",")):
+            if (name, seed) not in {(run["set"], run["seed"]) for run in runs}:
+                runs.append(run_set(name, seed, given))
+                if given.json:
+                    report = {"summary": summarise(runs), "runs": runs, "settings": settings}
+                    report |= {"device": machine()}
+                    report |= {"versions": versions(["torch", "transformers", "trl"])}
+                    write_json(given.json, report)
+    print(json.dumps(summarise(runs), indent=1))
+
+
+def earlier_runs(path: Path | None, settings: Json) -> list[Json]:
+    """What the file of figures holds already.
+
+    Raises:
+        SystemExit: its settings are others.
+    """
+    if path is None or not path.is_file():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["settings"] != settings:
+        raise SystemExit(
+            f"{path}: its runs were made with {earlier['settings']}, not with {settings}. Fix: "
+            "take another --json, or the same settings."
+        )
+    runs: list[Json] = earlier["runs"]
+    return runs
 
 
 if __name__ == "__main__":

@@ -26,14 +26,11 @@ from typing import Any
 import torch
 from scipy.special import entr
 
-from align.config import RewardStage, SFTStage, load_config
 from align.data.rows import prompt_key
 from align.data.split import position_of
 from align.engine.create import create_model
 from align.evaluate.significance import seeds_interval
-from align.run import open_run
-from align.stages import reward as reward_stage
-from align.stages import sft as sft_stage
+from benchmarks.small_runs import reward_model, warm_up
 from feedback.aggregate import by_pair, signed
 from feedback.formats import read_feedback
 from feedback.schema import Comparison
@@ -63,37 +60,10 @@ def split(votes: Sequence[Comparison], seed: int) -> tuple[list[Comparison], lis
     return [v for v, p in pairs if p >= HELD_OUT], [v for v, p in pairs if p < HELD_OUT]
 
 
-def warm_up(base: Path, votes: Sequence[Comparison], folder: Path, seed: int, steps: int) -> Path:
-    """The base after some steps of `align sft` on the training pairs' answers, good and bad."""
+def answers(votes: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Prompts with the pairs' answers, good and bad."""
     texts = {(str(v.prompt), text) for v in votes for text in (v.response_a, v.response_b)}
-    rows = [{"prompt": prompt, "completion": text} for prompt, text in sorted(texts)]
-    return warm_up_rows(base, rows, folder, seed, steps)
-
-
-def warm_up_rows(
-    base: Path, rows: Sequence[dict[str, Any]], folder: Path, seed: int, steps: int
-) -> Path:
-    """The base after some steps of `align sft` on prompts and completions."""
-    data = folder / "answers.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    overrides = [
-        f"run.dir={folder / 'sft'}",
-        f"run.seed={seed}",
-        f"model.path={base}",
-        f"data.train={data}",
-        "data.validation_fraction=0",
-        f"trainer.max_steps={steps}",
-        "trainer.learning_rate=3e-3",
-        "trainer.per_device_train_batch_size=16",
-        "trainer.max_length=256",
-        "trainer.warmup_steps=10",
-        "trainer.save_strategy=no",
-        "tracking.report_to=[none]",
-    ]
-    config = load_config(SFTStage, None, overrides)
-    with open_run(config, command=["benchmarks.soft_labels"]) as run:
-        sft_stage.run(config, run)
-    return folder / "sft" / "model"
+    return [{"prompt": prompt, "completion": text} for prompt, text in sorted(texts)]
 
 
 def train(
@@ -101,26 +71,12 @@ def train(
 ) -> RewardModel:
     """A reward model by `align reward`."""
     overrides = [
-        f"run.dir={folder}",
-        f"run.seed={seed}",
-        f"model.path={base}",
-        f"data.train={store}",
         f"data.labels={labels}",
-        "data.validation_fraction=0",
         f"trainer.max_steps={settings.steps}",
         f"trainer.learning_rate={settings.learning_rate}",
-        "trainer.per_device_train_batch_size=16",
         "trainer.max_length=256",
-        "trainer.warmup_steps=10",
-        "trainer.save_strategy=no",
-        "tracking.report_to=[none]",
-        "normalisation.prompts=16",
-        "normalisation.max_new_tokens=8",
     ]
-    config = load_config(RewardStage, None, overrides)
-    with open_run(config, command=["benchmarks.soft_labels"]) as run:
-        reward_stage.run(config, run)
-    return RewardModel.load(folder / "model")
+    return RewardModel.load(reward_model(base, store, folder, seed, overrides))
 
 
 def measure(model: RewardModel, votes: Sequence[Comparison]) -> dict[str, float]:
@@ -161,7 +117,7 @@ def run_seed(
         base = create_model(
             MODEL, folder / "base", tokenizer_data=[corpus], vocab_size=VOCABULARY, seed=seed
         )
-        start = warm_up(base, known, folder, seed, settings.warm_up)
+        start = warm_up(base, answers(known), folder, seed, settings.warm_up)
         url = f"sqlite:///{folder / 'feedback.db'}"
         with FeedbackStore(url) as store:
             for vote in known:

@@ -1,0 +1,67 @@
+"""Runs of `align sft` and `align reward` on small models, as the experiments need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.config import RewardStage, SFTStage, load_config
+from align.run import open_run
+from align.stages import reward as reward_stage
+from align.stages import sft as sft_stage
+
+PLAIN = [  # nothing held out, nothing kept but the model
+    "data.validation_fraction=0",
+    "trainer.per_device_train_batch_size=16",
+    "trainer.warmup_steps=10",
+    "trainer.save_strategy=no",
+    "tracking.report_to=[none]",
+]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def warm_up(
+    base: Path, rows: Sequence[dict[str, Any]], folder: Path, seed: int, steps: int
+) -> Path:
+    """The base after some steps of `align sft` on prompts and completions."""
+    overrides = [
+        f"run.dir={folder / 'sft'}",
+        f"run.seed={seed}",
+        f"model.path={base}",
+        f"data.train={write_rows(folder / 'answers.jsonl', rows)}",
+        f"trainer.max_steps={steps}",
+        "trainer.learning_rate=3e-3",
+        "trainer.max_length=256",
+        *PLAIN,
+    ]
+    config = load_config(SFTStage, None, overrides)
+    with open_run(config, command=["benchmarks.small_runs"]) as run:
+        sft_stage.run(config, run)
+    return folder / "sft" / "model"
+
+
+def reward_model(
+    start: Path, data: str | Path, folder: Path, seed: int, overrides: Sequence[str]
+) -> Path:
+    """A reward model by `align reward`, with a normalisation of little cost."""
+    given = [
+        f"run.dir={folder}",
+        f"run.seed={seed}",
+        f"model.path={start}",
+        f"data.train={data}",
+        "normalisation.prompts=16",
+        "normalisation.max_new_tokens=8",
+        *PLAIN,
+        *overrides,
+    ]
+    config = load_config(RewardStage, None, given)
+    with open_run(config, command=["benchmarks.small_runs"]) as run:
+        reward_stage.run(config, run)
+    return folder / "model"
