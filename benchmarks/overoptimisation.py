@@ -12,7 +12,7 @@ without a KL penalty against the one model and against the lower bound, gold log
 are the curves against d = sqrt(KL), the fits of Gao et al. (2023), whether gold turned over, and
 which alarms were raised at which step.
 
-A seed that is finished in `--folder` is read and not repeated. A report of all runs is written
+What `--folder` holds of a seed is read and not repeated. A report of all runs is written
 beside the figures. Leaves out other sizes of policy and reward model.
 """
 
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +168,37 @@ def train(
 
 
 def run_seed(folder: Path, seed: int, scale: Scale) -> Json:
-    """All arms of one seed; read again where the folder has them."""
+    """All arms of one seed; parts that the folder has are read and not repeated.
+
+    Raises:
+        SystemExit: the folder's were made at another scale.
+    """
     figures = folder / "figures.json"
+    found: Json = {"seed": seed, "scale": vars(scale), "ppo": {}, "seconds": {}}
     if figures.is_file():
-        done: Json = json.loads(figures.read_text(encoding="utf-8"))
-        return done
-    started = time.perf_counter()
-    world, sft, members = prepare(folder, seed, scale)
-    found: Json = {"seed": seed, "best_of": choose(sft, members, world, seed, scale)}
-    found["ppo"] = {arm: train(arm, sft, members, world, seed, folder, scale) for arm in PPO}
-    found["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(figures, found)
+        found = json.loads(figures.read_text(encoding="utf-8"))
+        if found["scale"] != vars(scale):
+            raise SystemExit(
+                f"{figures}: its runs were made with {found['scale']}, not with {vars(scale)}. "
+                "Fix: take another --folder, or the same settings."
+            )
+
+    def once(place: Json, part: str, make: Callable[[], Any]) -> None:
+        if part not in place:
+            started = time.perf_counter()
+            place[part] = make()
+            found["seconds"][part] = round(time.perf_counter() - started, 1)
+            write_json(figures, found)
+
+    def reward_models() -> list[str]:
+        return [str(model.relative_to(folder)) for model in prepare(folder, seed, scale)[2]]
+
+    once(found, "members", reward_models)
+    world, sft = World(seed), folder / "sft" / "model"
+    members = [folder / member for member in found["members"]]
+    once(found, "best_of", lambda: choose(sft, members, world, seed, scale))
+    for arm in PPO:
+        once(found["ppo"], arm, partial(train, arm, sft, members, world, seed, folder, scale))
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.overoptimisation import GOLD, TINY, curves, main, run_seed, summarise
+from benchmarks.overoptimisation import GOLD, TINY, Scale, curves, main, run_seed, summarise
 
 
 def made(seed, turns=True):
@@ -62,9 +62,12 @@ def test_best_of_n_is_over_the_prompts_of_all_seeds_and_doubling_n():
 
 
 def test_a_finished_seed_is_read_and_not_repeated(tmp_path):
-    (tmp_path / "figures.json").write_text(json.dumps(made(5)))
-    assert run_seed(tmp_path, 5, TINY)["seed"] == 5
+    kept = made(5) | {"scale": vars(TINY), "members": [], "seconds": {}}
+    (tmp_path / "figures.json").write_text(json.dumps(kept))
+    assert run_seed(tmp_path, 5, TINY) == kept
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
+    with pytest.raises(SystemExit, match="another --folder, or the same settings"):
+        run_seed(tmp_path, 5, Scale())
 
 
 @pytest.mark.slow
@@ -86,3 +89,18 @@ def test_end_to_end(tmp_path, monkeypatch):
     assert {len(curve["d"]) for curve in found["overoptimisation"]} == {3, 4}
     page = (folder / "report.html").read_text()
     assert "best of n, lower bound: gold and reward against distance" in page
+
+    # What was cut off is made again, and nothing else.
+    path = folder / "seed-0" / "figures.json"
+    kept = json.loads(path.read_text())
+    del kept["ppo"]["bound"]
+    path.write_text(json.dumps(kept))
+    runs = {arm: (folder / "seed-0" / arm / "ppo" / "run.json") for arm in ("one", "bound")}
+    before = {arm: run.stat().st_mtime_ns for arm, run in runs.items()}
+    again = run_seed(folder / "seed-0", 0, TINY)
+    assert {arm: run.stat().st_mtime_ns > before[arm] for arm, run in runs.items()} == {
+        "one": False,
+        "bound": True,
+    }
+    assert again["ppo"]["one"] == kept["ppo"]["one"]
+    assert len(again["ppo"]["bound"]["metrics"]) == TINY.updates
