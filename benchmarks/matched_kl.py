@@ -4,7 +4,9 @@
 
 For every seed: the quickstart's world, base model, SFT policy and reward model (`align sft`,
 `align reward`). Every arm is one `align ppo` run against that reward model, with a weight of the KL
-that lands near the KL of best-of-4 (chosen on seed 100). Then for each test question:
+that lands near the KL of best-of-4 (chosen on seed 100). Then for each of two hundred questions
+that no arm and no reward model was trained on, of two kinds, `test` (combinations of facts that no
+training text holds) and `like_training` (drawn as the training questions are):
 
 - best-of-n: draws of the SFT policy; the expected gold of the best of k by the reward model, and
   its KL with ties counted (never above log k - (k - 1) / k), for k = 1 to 32;
@@ -45,6 +47,7 @@ from reward.functions import call_reward
 from reward.model import RewardModel
 
 KS = list(range(1, 33))
+TRAINING = 4200  # questions
 NO_CRITIC = ["value={}"]
 ARMS = {  # what each changes in the quickstart's ppo.yaml
     "ppo": ["trainer.advantage=gae"],
@@ -65,10 +68,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4200, help="judged for the reward model")
     parser.add_argument("--pretrain", type=int, default=800, help="steps of the base model")
     parser.add_argument("--updates", type=int, default=30, help="of each arm")
-    parser.add_argument("--kl-coef", type=float, default=0.45, help="lands near best-of-4's KL")
+    parser.add_argument("--kl-coef", type=float, default=0.5, help="lands near best-of-4's KL")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--batch", type=int, default=256, help="answers of an update")
-    parser.add_argument("--prompts", type=int, default=200, help="test questions")
+    parser.add_argument("--prompts", type=int, default=200, help="questions of each kind")
     parser.add_argument("--draws", type=int, default=128, help="of the SFT policy for each")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,28 +99,42 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> Json:
     world, sft, judge = World(seed), folder / "sft" / "model", folder / "member-0/reward/model"
     if "best_of" not in found:
         scale = Scale(pairs=given.pairs, members=1, pretrain=given.pretrain)
-        world, sft, (judge,) = prepare(folder, seed, scale)
-        found["best_of"] = best_of(sft, judge, world, seed, given)
+        prepare(folder, seed, scale)
+        found["best_of"] = {
+            name: best_of(sft, judge, rows, seed, given.draws)
+            for name, rows in questions(world, given.prompts).items()
+        }
         write_json(figures, found)
     for arm in given.arms.split(","):
         if arm not in found["arms"]:
             started = time.perf_counter()
             train(arm, folder, seed, world, sft, judge, given)
             trained = folder / arm / "ppo" / "model"
-            found["arms"][arm] = measure(trained, sft, judge, world, seed, given.prompts)
+            found["arms"][arm] = {
+                name: measure(trained, sft, judge, rows, seed)
+                for name, rows in questions(world, given.prompts).items()
+            }
             found["arms"][arm]["seconds"] = round(time.perf_counter() - started, 1)
             write_json(figures, found)
     return found
 
 
-def best_of(sft: Path, judge: Path, world: World, seed: int, given: argparse.Namespace) -> Json:
+def questions(world: World, count: int) -> dict[str, list[Json]]:
+    """Questions that nothing was trained on, of both kinds."""
+    return {
+        "test": world.prompts(count, "test"),
+        "like_training": world.prompts(TRAINING + count)[TRAINING:],
+    }
+
+
+def best_of(sft: Path, judge: Path, rows: Sequence[Json], seed: int, draws: int) -> Json:
     """Mean gold, reward and KL of the best of k draws, for each k of `KS`."""
     policy, _, tokenizer = load_policy(sft, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256)
     torch.manual_seed(seed)
     model, proxy, gold = RewardModel.load(judge), [], []
-    for row in world.prompts(given.prompts, "test"):
-        rollout = sampler([row["prompt"]], group_size=given.draws, facts=[row["facts"]])
+    for row in rows:
+        rollout = sampler([row["prompt"]], group_size=draws, facts=[row["facts"]])
         proxy.append(call_reward(model, rollout.prompts, rollout.completions))
         gold.append(
             call_reward(gold_score, rollout.prompts, rollout.completions, **rollout.columns)
@@ -133,7 +150,7 @@ def train(
     arm: str, folder: Path, seed: int, world: World, sft: Path, judge: Path, given: Any
 ) -> None:
     """One arm's run."""
-    prompts = write_jsonl(folder / "data" / "prompts.jsonl", world.prompts(4200))
+    prompts = write_jsonl(folder / "data" / "prompts.jsonl", world.prompts(TRAINING))
     overrides = [
         f"model.path={sft}",
         f"data.train={prompts}",
@@ -151,14 +168,13 @@ def train(
 
 @torch.no_grad()
 def measure(
-    trained: Path, sft: Path, judge: Path, world: World, seed: int, prompts: int, draws: int = 16
+    trained: Path, sft: Path, judge: Path, rows: Sequence[Json], seed: int, draws: int = 16
 ) -> Json:
     """Mean gold, reward and KL to the SFT policy of a trained policy's answers."""
     policy, _, tokenizer = load_policy(trained, with_reference=False)
     start, _, _ = load_policy(sft, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256)
     torch.manual_seed(seed)
-    rows = world.prompts(prompts, "test")
     facts = [row["facts"] for row in rows]
     rollout = sampler([row["prompt"] for row in rows], group_size=draws, facts=facts)
     model = RewardModel.load(judge)
@@ -199,9 +215,19 @@ def sequence_kl(
 
 def summarise(seeds: Sequence[Json]) -> Json:
     """Gains over best-of-n at the same KL, with intervals over seeds."""
-    found: Json = {"best_of_4": level_of([seed["best_of"] for seed in seeds], 4)}
+    kinds = seeds[0]["best_of"]
+    return {kind: of_questions(kind, seeds) for kind in kinds} | {"seeds": list(seeds)}
+
+
+def of_questions(kind: str, seeds: Sequence[Json]) -> Json:
+    """The gains on one kind of questions."""
+    found: Json = {"best_of_4": level_of([seed["best_of"][kind] for seed in seeds], 4)}
     for arm in seeds[0]["arms"]:
-        runs = [(seed["arms"][arm], seed["best_of"]) for seed in seeds if arm in seed["arms"]]
+        runs = [
+            (seed["arms"][arm][kind], seed["best_of"][kind])
+            for seed in seeds
+            if arm in seed["arms"]
+        ]
         found[arm] = {
             "kl": spread([run["kl"] for run, _ in runs]),
             "gold": spread([run["gold"] for run, _ in runs]),
@@ -212,7 +238,7 @@ def summarise(seeds: Sequence[Json]) -> Json:
             ),
             "over_best_of_4": spread([run["gold"] - best["gold"][3] for run, best in runs]),
         }
-    return found | {"seeds": list(seeds)}
+    return found
 
 
 def at(best: Json, kl: float, what: str = "gold") -> float:

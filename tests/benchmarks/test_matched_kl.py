@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from align.engine.head import policy_logprobs
+from align.quickstart.world import World
 from align.rollout.transformers import TransformersSampler
-from benchmarks.matched_kl import at, sequence_kl, summarise
+from benchmarks.matched_kl import TRAINING, at, questions, sequence_kl, summarise
 
 BEST = {"kl": [0.0, 0.2, 0.4, 0.6], "gold": [1.0, 2.0, 2.5, 2.75], "reward": [0.0, 1.0, 2.0, 3.0]}
 
 
 def seed(gold: float, kl: float) -> dict:
-    return {"best_of": BEST, "arms": {"ppo": {"gold": gold, "reward": 1.0, "kl": kl}}}
+    figures = {"gold": gold, "reward": 1.0, "kl": kl}
+    return {"best_of": {"test": BEST}, "arms": {"ppo": {"test": figures, "seconds": 1.0}}}
 
 
 def test_between_two_k_the_line_counts():
@@ -24,10 +26,21 @@ def test_between_two_k_the_line_counts():
 
 
 def test_gains_are_those_at_the_arms_own_kl():
-    found = summarise([seed(2.5, 0.3), seed(2.75, 0.5)])["ppo"]
+    found = summarise([seed(2.5, 0.3), seed(2.75, 0.5)])["test"]["ppo"]
     assert found["gain_at_same_kl"]["value"] == pytest.approx((0.25 + 0.125) / 2)
     assert found["over_best_of_4"]["value"] == pytest.approx(2.625 - 2.75)
-    assert summarise([seed(2.5, 0.3)])["ppo"]["gain_at_same_kl"] == pytest.approx(0.25)
+    alone = summarise([seed(2.5, 0.3)])["test"]["ppo"]
+    assert alone["gain_at_same_kl"] == pytest.approx(0.25)
+
+
+def test_questions_of_neither_kind_are_trained_on():
+    world = World(3)
+    trained = {str(row["prompt"]) for row in world.prompts(TRAINING)}
+    kinds = questions(world, 30)
+    asked = [str(row["prompt"]) for rows in kinds.values() for row in rows]
+    assert len(set(asked)) == 60
+    assert not trained & set(asked)
+    assert kinds["test"] == world.prompts(30, "test")
 
 
 @torch.no_grad()
