@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if given.count:
             make_pool(folder / "great", given.count)
             figures["million"] = {"count": given.count} | {
-                arm: [own(arm, folder / "great") for _ in range(min(given.rounds, 3))]
+                arm: [bare(own(arm, folder / "great")) for _ in range(min(given.rounds, 3))]
                 for arm in ("bald", "d_optimal")
             }
         if given.rounds and given.peer_count:

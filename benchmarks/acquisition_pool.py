@@ -3,7 +3,7 @@
     python -m benchmarks.acquisition_pool --json acquisition_pool.json
 
 3,000 pairs with d = 32 feature differences: 600 of one kind each, and 2,400 near-duplicates of a
-few of them. Labels are noisy (Bradley and Terry's model). A linear reward is fitted anew after each
+few of them. Labels are drawn from Bradley and Terry's model and wrong one time in ten. A linear reward is fitted anew after each
 batch of 10; the committee are 8 draws from its Laplace posterior. Accuracy is against the noiseless
 answer on 1,000 fresh pairs, so it needs no holdout, and none is kept here. The ten seeds are the
 same for all strategies; intervals are Student's over seeds, differences from random are paired.
@@ -35,6 +35,7 @@ Array = NDArray[np.float64]
 
 TARGET, BATCH, MOST, SEEDS = 0.85, 10, 400, 10
 WIDTH, PAIRS, TWINS, MEMBERS = 32, 3000, 0.8, 8
+SCALE, KINDS, NEARNESS = 5.0, 10, 0.05  # |reward weights|, prototypes, and how near copies are
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,6 @@ def make_world(seed: int, pairs: int = PAIRS, width: int = WIDTH, twins: float =
     test = rng.normal(size=(1000, width))
     pool = Pool(ids=[f"{i:05d}" for i in range(pairs)], differences=z)
     return World(pool, labels, test, test @ truth > 0)
-
-
-SCALE, KINDS, NEARNESS = 8.0, 10, 0.05  # size of the reward, prototypes, and how near copies are
 
 
 def fit(z: Array, labels: NDArray[np.bool_], prior: float = 1.0) -> Array:

@@ -129,7 +129,7 @@ class Acquirer:
             asked = {*labelled, *(pool.ids[i] for i in drawn)}
             chances[: len(drawn)] = self.holdout.propensities(pool, asked)[drawn]
         places = np.concatenate([drawn, picks.index])
-        ids = tuple(pool.ids[i] for i in places)
+        ids = tuple(pool.ids[int(i)] for i in places)
         told = tuple(
             f"drawn at random for the holdout, to measure accuracy (chance {chance:.2%} so far)"
             for chance in chances[: len(drawn)]
