@@ -3,10 +3,11 @@
     python -m benchmarks.acquisition_pool --json acquisition_pool.json
 
 3,000 pairs with d = 32 feature differences: 600 of one kind each, and 2,400 near-duplicates of a
-few of them. Labels are drawn from Bradley and Terry's model and wrong one time in ten. A linear reward is fitted anew after each
-batch of 10; the committee are 8 draws from its Laplace posterior. Accuracy is against the noiseless
-answer on 1,000 fresh pairs, so it needs no holdout, and none is kept here. The ten seeds are the
-same for all strategies; intervals are Student's over seeds, differences from random are paired.
+few of them. Labels are Bradley and Terry's, wrong one time in ten. A linear reward is fitted anew
+after each batch of 10; the committee are 8 draws from its Laplace posterior. Accuracy is against
+the noiseless answer on 1,000 fresh pairs, so it needs no holdout, and none is kept here. The ten
+seeds are the same for all strategies; intervals are Student's over seeds, differences from random
+are paired.
 
 Leaves out language: features, label noise and duplicates are made up. Compares no times.
 """

@@ -126,7 +126,7 @@ class Acquirer:
         picks = self._chosen(view, k - len(drawn), drawn, rng)
         chances = np.full(len(drawn) + len(picks.index), np.nan)
         if self.holdout is not None and len(drawn):
-            asked = {*labelled, *(pool.ids[i] for i in drawn)}
+            asked = {*labelled, *(pool.ids[int(i)] for i in drawn)}
             chances[: len(drawn)] = self.holdout.propensities(pool, asked)[drawn]
         places = np.concatenate([drawn, picks.index])
         ids = tuple(pool.ids[int(i)] for i in places)
