@@ -17,7 +17,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
-MODULES = ("label_studio", "ppo", "reward_heads", "rollout", "scoring", "soft_labels")
+MODULES = (
+    "acquisition",
+    "acquisition_pool",
+    "label_studio",
+    "ppo",
+    "reward_heads",
+    "rollout",
+    "scoring",
+    "soft_labels",
+)
 
 
 def main() -> int:
