@@ -51,7 +51,9 @@ def mean_kl(members: ArrayLike) -> Array:
     """Mean over members of KL(p_k || mean p), (N,) nats. Arguments and errors as above."""
 
     def divergence(p: Array) -> Array:
-        found: Array = rel_entr(p, p.mean(axis=0)).sum(axis=2).mean(axis=0)
+        # The mean of the least of floats rounds to 0, which would be infinitely far from them.
+        middle = np.maximum(p.mean(axis=0), np.finfo(np.float64).tiny)
+        found: Array = rel_entr(p, middle).sum(axis=2).mean(axis=0)
         return found
 
     return _each(members, divergence)
