@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from feedback.acquisition import STRATEGIES, Acquirer, Annotator, Budget, Holdout, Pool, View
 from feedback.acquisition.arrays import to_margins
@@ -156,7 +157,6 @@ def test_any_posterior_serves():
 
 
 def test_the_posteriors_of_reward_serve():
-    torch = pytest.importorskip("torch")
     from reward.laplace import LastLayerLaplace
     from reward.posterior import EnsemblePosterior
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -117,7 +118,6 @@ def test_turned_pairs_gain_the_same():
 
 def test_the_posterior_of_reward_laplace_is_the_same():
     """What `reward.laplace` fits and what this package assumes are one Hessian."""
-    torch = pytest.importorskip("torch")
     from reward.laplace import bradley_terry_hessian
 
     z, _ = pool(7)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from skactiveml import pool as skactiveml
 
 from feedback.acquisition import change, committee, coverage, uncertainty
-
-skactiveml = pytest.importorskip(
-    "skactiveml.pool", reason="scikit-activeml is not installed: pip install 'align-rlhf[dev]'"
-)
 
 
 def softmax(x):
