@@ -115,7 +115,7 @@ class Acquirer:
         done = pool.places(labelled)
         free = np.ones(len(pool), dtype=bool)
         free[done] = False
-        drawn = np.zeros(0, dtype=np.intp)
+        drawn: Index = np.zeros(0, dtype=np.intp)
         trained = done
         if self.holdout is not None:
             held = self.holdout.held(pool)

@@ -44,7 +44,7 @@ def k_center(points: ArrayLike, k: int, covered: ArrayLike | None = None) -> tup
     """
     x = finite(points, "points", 2)
     k = min(check_count(k), len(x))
-    far = np.full(len(x), np.inf)
+    far: Array = np.full(len(x), np.inf)
     if covered is not None and len(done := finite(covered, "covered", 2)):
         if done.shape[1] != x.shape[1]:
             raise DataError(
