@@ -83,6 +83,10 @@ def test_delta_ucb_by_hand():
     assert duels.delta_ucb(rewards) == (0, 2)
     shared = np.array([[1.0, 0.0, 0.6], [11.0, 10.0, 10.6]])  # members differ by a constant only
     assert duels.delta_ucb(shared, joint=True) == (0, 1)
+    # Each deviates by 5, 5, 0, and so do the differences from the third: (0,1) 11 or 1, (0,2) 10.4.
+    half = np.array([[1.0, 0.0, 0.6], [11.0, 10.0, 0.6]])
+    assert duels.delta_ucb(half) == (0, 1)
+    assert duels.delta_ucb(half, joint=True) == (0, 2)
     doubtful = np.array([[1.0, 0.0, 0.3, 2.0], [1.0, 0.0, 0.3, -2.2]])
     assert duels.delta_ucb(doubtful, width=0.0) == (0, 3)  # means 1 and -0.1
     assert duels.delta_ucb(doubtful, width=2.0) == (0, 3)
