@@ -31,17 +31,13 @@ def warm_up(
     base: Path, rows: Sequence[dict[str, Any]], folder: Path, seed: int, steps: int
 ) -> Path:
     """The base after some steps of `align sft` on prompts and completions."""
+    data = write_rows(folder / "answers.jsonl", rows)
     overrides = [
-        f"run.dir={folder / 'sft'}",
-        f"run.seed={seed}",
-        f"model.path={base}",
-        f"data.train={write_rows(folder / 'answers.jsonl', rows)}",
         f"trainer.max_steps={steps}",
         "trainer.learning_rate=3e-3",
         "trainer.max_length=256",
-        *PLAIN,
     ]
-    config = load_config(SFTStage, None, overrides)
+    config = load_config(SFTStage, None, _given(base, data, folder / "sft", seed, overrides))
     with open_run(config, command=["benchmarks.small_runs"]) as run:
         sft_stage.run(config, run)
     return folder / "sft" / "model"
@@ -51,17 +47,17 @@ def reward_model(
     start: Path, data: str | Path, folder: Path, seed: int, overrides: Sequence[str]
 ) -> Path:
     """A reward model by `align reward`, with a normalisation of little cost."""
-    given = [
-        f"run.dir={folder}",
-        f"run.seed={seed}",
-        f"model.path={start}",
-        f"data.train={data}",
-        "normalisation.prompts=16",
-        "normalisation.max_new_tokens=8",
-        *PLAIN,
-        *overrides,
-    ]
+    cheap = ["normalisation.prompts=16", "normalisation.max_new_tokens=8"]
+    given = _given(start, data, folder, seed, [*cheap, *overrides])
     config = load_config(RewardStage, None, given)
     with open_run(config, command=["benchmarks.small_runs"]) as run:
         reward_stage.run(config, run)
     return folder / "model"
+
+
+def _given(
+    start: Path, data: str | Path, folder: Path, seed: int, overrides: Sequence[str]
+) -> list[str]:
+    """What every run is given, then its own."""
+    own = [f"run.dir={folder}", f"run.seed={seed}", f"model.path={start}", f"data.train={data}"]
+    return [*own, *PLAIN, *overrides]
