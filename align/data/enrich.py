@@ -16,7 +16,7 @@ from align.config.augment import Written
 from align.config.sections import DataSection
 from align.data.augment.lineage import read_lineage
 from align.data.card import DataCard
-from align.data.rows import Kind, Row
+from align.data.rows import Kind, Row, Values
 from align.errors import ConfigError, Problem
 from align.processes import first_process, processes
 from feedback.dialogue import RowProblem
@@ -100,7 +100,7 @@ def check_enrichment(section: DataSection, kind: Kind, folder: Path | None = Non
 
 def origin_of(
     values: Mapping[str, Any], section: DataSection, role: str, path: str
-) -> tuple[Mapping[str, Any] | None, str]:
+) -> tuple[Values | None, str]:
     """What a row brings with it from before: its lineage, and the class it is counted in.
 
     Raises:

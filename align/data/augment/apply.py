@@ -136,10 +136,10 @@ def _attempts(
         parents[id(row), copy] = row
     report.unchanged += (len(chosen) * section.copies) - len(made)  # rows without such a text
     attempts = []
-    for place, texts in made.items():
+    for place, replies in made.items():
         parent = parents[place]
-        whole = {path: text for path, text in texts.items() if text is not None and text.strip()}
-        if len(whole) < len(texts):
+        whole = {path: text for path, text in replies.items() if text is not None and text.strip()}
+        if len(whole) < len(replies):
             report.refused += 1
             continue
         values = with_texts(parent.values, whole)

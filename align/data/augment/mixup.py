@@ -92,8 +92,8 @@ def _blend(value: Any, partner: NDArray[np.int64], weight: NDArray[np.float64]) 
     import torch
 
     index = torch.as_tensor(partner, device=value.device)
-    share = torch.as_tensor(weight, dtype=value.dtype, device=value.device).reshape(shape)
-    return share * value + (1 - share) * value[index]
+    own = torch.as_tensor(weight, dtype=value.dtype, device=value.device).reshape(shape)
+    return own * value + (1 - own) * value[index]
 
 
 def _joined(mask: Any, partner: NDArray[np.int64]) -> Any:
