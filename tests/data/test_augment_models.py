@@ -118,19 +118,19 @@ class TestParaphrase:
         made, url = service
         count = iter(range(100))
         made.rule = lambda q, seed: f"{material(q)} {'abcdefghijklmnop'[next(count)]}"
-        entry = {"kind": "paraphrase", "url": url, "model": "m", "temperature": 1.0}
+        entry = {"kind": "paraphrase", "url": url, "model": "m", "copies": 2}
         section = DataSection(
             train=str(write("x.jsonl", ROWS)), validation_fraction=0.0, augment=[entry]
         )
         aside = tmp_path / "run" / "quarantine.jsonl"
         first = load_splits(section, "prompts", quarantine=aside).train["prompt"]
-        assert len(made.requests) == 6
+        assert len(made.requests) == 12 == len(set(first)) - 6
         assert load_splits(section, "prompts", quarantine=aside).train["prompt"][:] == first[:]
-        assert len(made.requests) == 6
+        assert len(made.requests) == 12
         replies = tmp_path / "run" / "augment_replies.jsonl"
         replies.write_text(replies.read_text()[:-20])  # as if cut short
         load_splits(section, "prompts", quarantine=aside)
-        assert len(made.requests) == 7
+        assert len(made.requests) == 13
 
 
 def test_back_translation_goes_there_and_back(service):

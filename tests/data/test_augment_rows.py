@@ -9,7 +9,7 @@ from itertools import islice
 
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.config.sections import DataSection
@@ -62,7 +62,7 @@ def as_set(data: Dataset) -> set[str]:
     st.integers(0, 5),
     st.integers(1, 3),
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_neither_order_nor_company_changes_what_is_made(order, entry, seed, copies):
     rows = pairs(30)
     entry = entry | {"seed": seed, "share": 0.5, "copies": copies}

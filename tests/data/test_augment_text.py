@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.data.augment import (
@@ -78,10 +78,13 @@ texts = st.lists(st.tuples(pieces, st.sampled_from([" ", " ", " ", "\n", "\n\n"]
     lambda parts: "".join(piece + gap for piece, gap in parts)
 )
 seeds = st.integers(0, 2**32)
+# No limits of time: a loaded machine is no failure.
+unhurried = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 every_edit = pytest.mark.parametrize("name", EDITS)
 
 
 @every_edit
+@unhurried
 @given(text=texts, seed=seeds)
 def test_an_edit_is_a_function_of_text_and_seed_and_leaves_something(name, text, seed):
     made = EDITS[name](text, random.Random(seed))
@@ -90,6 +93,7 @@ def test_an_edit_is_a_function_of_text_and_seed_and_leaves_something(name, text,
 
 
 @every_edit
+@unhurried
 @given(text=texts, seed=seeds)
 def test_protected_pieces_are_all_there(name, text, seed):
     made = EDITS[name](text, random.Random(seed))
@@ -111,6 +115,7 @@ def test_every_edit_changes_something(name):
     assert made - {text}
 
 
+@unhurried
 @given(text=st.text(max_size=200), seed=seeds, name=st.sampled_from(sorted(EDITS)))
 def test_any_text_of_any_script_survives(text, seed, name):
     made = EDITS[name](text, random.Random(seed))
@@ -118,6 +123,7 @@ def test_any_text_of_any_script_survives(text, seed, name):
     assert keeps_protected(text, text)
 
 
+@unhurried
 @given(text=texts, seed=seeds)
 def test_what_each_edit_keeps(text, seed):
     def bag(value: str) -> Counter[str]:
@@ -192,6 +198,7 @@ class TestCounterfactual:
         text = "He saw the man; SHE is no human, said John. `he` john"
         assert exchange(text) == "She saw the woman; HE is no human, said Mary. `he` mary"
 
+    @unhurried
     @given(text=texts)
     def test_twice_is_nothing(self, text):
         exchange = counterfactual([("he", "she"), ("dog", "cat"), ("The", "A")])

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -22,12 +22,14 @@ from align.data.imbalance.embeddings import clean_rows, resample
 from align.errors import ConfigError, DataError, MissingDependencyError
 
 groups_of = st.lists(st.sampled_from("aaabbc"), min_size=1, max_size=80)
+unhurried = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def ids_of(groups) -> list[str]:
     return [f"{group}{number}" for number, group in enumerate(groups)]
 
 
+@unhurried
 @given(groups_of, st.sampled_from([0.3, 0.5, 1.0]), st.integers(0, 3))
 def test_over_and_under_reach_the_sizes_whatever_the_order(groups, power, seed):
     ids = ids_of(groups)
@@ -59,6 +61,7 @@ def test_sizes_by_hand():
     assert len(over_sample(groups, ids_of(groups), most=10)) == 9
 
 
+@unhurried
 @given(groups_of)
 def test_weights_are_scikit_learns(groups):
     counts = Counter(groups)
