@@ -168,6 +168,14 @@ def test_synonyms_keep_the_case_and_know_only_whole_words():
     assert synonyms("Dog DOG dog dogs", draw, {"dog": ("hound",)}, 1.0) == "Hound HOUND hound dogs"
 
 
+def test_words_that_change_places_do_not_run_together():
+    """Found by hypothesis: two words in the places of two neighbouring characters became one."""
+    text = "The The 早上好。 早上好。 The The "
+    for seed in range(30):
+        made = swap(text, random.Random(seed), 0.5)
+        assert made.count("The") == made.split().count("The") == 4
+
+
 def test_typos_are_neighbours_on_the_layout():
     assert set(NEIGHBOURS["qwerty"]["g"]) == set("ftyhbv")
     assert "y" in NEIGHBOURS["qwertz"]["x"]

@@ -28,6 +28,7 @@ WORD = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+"
     rf"(?:['\u2019-](?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}_])+)*"
 )
+_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
 _EDGES = ".,;:!?()[]{}'\"\u2019\u201c\u201d*_"
 
 
@@ -59,6 +60,11 @@ def words(text: str, protect: Collection[str] = PROTECT) -> list[Span]:
         for start, end in prose(text, protect)
         for match in WORD.finditer(text, start, end)
     ]
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word is a character of a script that is written without spaces."""
+    return bool(_CHARACTER.match(word))
 
 
 def replace(text: str, edits: Mapping[Span, str]) -> str:

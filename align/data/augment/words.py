@@ -12,7 +12,7 @@ import random
 from collections.abc import Collection
 
 from align.config.augment import PROTECT
-from align.data.augment.protect import Span, like_case, replace, words
+from align.data.augment.protect import Span, is_unspaced, like_case, replace, words
 from align.data.augment.thesaurus import Thesaurus
 
 
@@ -73,13 +73,21 @@ def deletion(
 def swap(
     text: str, draw: random.Random, rate: float = 0.1, protect: Collection[str] = PROTECT
 ) -> str:
-    """Pairs of words change places; capitals stay where they are."""
+    """Pairs of words change places; capitals stay where they are.
+
+    Characters of a script without spaces only change with each other: words of another in their
+    place would run together.
+    """
     places = words(text, protect)
-    if len(places) < 2:
-        return text
     order = [text[slice(*span)] for span in places]
+    alike: dict[bool, list[int]] = {True: [], False: []}
+    for at, word in enumerate(order):
+        alike[is_unspaced(word)].append(at)
+    free = [at for group in alike.values() if len(group) > 1 for at in group]
+    if not free:
+        return text
     for _ in range(max(1, round(rate * len(places)))):
-        one, other = draw.sample(range(len(places)), 2)
+        one, other = draw.sample(alike[is_unspaced(order[draw.choice(free)])], 2)
         order[one], order[other] = order[other], order[one]
     edits = {
         span: text[slice(*span)] if new == text[slice(*span)] else _settled(new, text[slice(*span)])
