@@ -222,6 +222,11 @@ def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
             f"section `{'.'.join(map(str, location[:-1]))}`" if location[:-1] else "the top level"
         )
         return Problem(where, f"unknown key in {kind}.", _nearest(str(location[-1]), keys))
+    if item["type"] == "union_tag_invalid":
+        tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return Problem(f"{where}.kind", f"{tag!r} is no kind.", _nearest(tag, known))
+    if item["type"] == "union_tag_not_found":
+        return Problem(where, "has no `kind`.", "add `kind:`.")
     if item["type"] == "missing":
         return Problem(where, "is required and missing.", f"add `{location[-1]}:`.")
     if item["type"] in ("model_type", "dict_type"):
@@ -231,18 +236,22 @@ def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
             _first_keys(_model_at(stage, location)),
         )
     if item["type"] == "value_error":  # our own validators
-        return Problem(where, str(item["ctx"]["error"]))
+        return Problem(where or stage.stage, str(item["ctx"]["error"]))
     message = item["msg"][0].lower() + item["msg"][1:]
     return Problem(where, f"{item['input']!r} does not fit: {message}.")
 
 
 def _model_at(root: type[BaseModel], location: Sequence[Any]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = root
+    within: Any = None
     for part in location:
         if isinstance(part, int) or model is None:
             continue
         info = model.model_fields.get(str(part))
-        model = _section_in(info.annotation) if info else None
+        if info is not None:
+            model, within = _section_in(info.annotation), info.annotation
+        else:  # the tag of a section that is one of several kinds
+            model = next((s for s in _sections_in(within) if _kind_of(s) == part), None)
     return model
 
 
@@ -259,6 +268,18 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
         if found:
             return found
     return None
+
+
+def _sections_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _kind_of(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return next(iter(typing.get_args(field.annotation)), None) if field else None
 
 
 def _nearest(key: str, valid: Iterable[str]) -> str:

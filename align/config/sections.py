@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-class Section(BaseModel):
-    """A section refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+from align.config.augment import Augmentations, BalanceSection
+from align.config.base import Section
 
 
 class RunSection(Section):
@@ -94,6 +91,8 @@ class DataSection(Section):
     labels: Literal["majority", "votes", "dawid-skene"] = "majority"  # of a store's pairs
     deduplicate: Literal["none", "exact", "near"] = "exact"
     near_threshold: float = Field(default=0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams
+    augment: Augmentations = Field(default_factory=list)  # of training rows alone
+    balance: BalanceSection | None = None  # of training rows alone
     overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length
     system_prompt: str | None = None
 
@@ -294,6 +293,6 @@ class TrackingSection(Section):
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]],
         BeforeValidator(_as_list),
-    ] = ["tensorboard"]
+    ] = Field(default=["tensorboard"])
     project: str = "align"
     non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch

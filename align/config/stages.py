@@ -44,6 +44,15 @@ class TrainingStage(StageConfig):
     guards: list[GuardSection] = Field(default_factory=list)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
+    @model_validator(mode="after")
+    def _weights_are_read(self) -> Self:
+        balance = self.data.balance
+        if balance is not None and balance.method == "weights" and self.stage != "reward":
+            raise ValueError(
+                "data.balance.method: weights are read by `align reward` alone; use over or under"
+            )
+        return self
+
 
 class SFTStage(TrainingStage):
     """`align sft`."""
@@ -124,6 +133,13 @@ class EvaluateStage(StageConfig):
         splits = {"validation", "test", "validation_fraction", "test_fraction"}
         if not splits & self.data.model_fields_set:
             self.data = self.data.model_copy(update={"validation_fraction": 0.0})
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_as_they_are(self) -> Self:
+        given = [name for name in ("augment", "balance") if getattr(self.data, name)]
+        if given:
+            raise ValueError(f"data.{given[0]} is for training: leave it out of an evaluation")
         return self
 
 

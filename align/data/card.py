@@ -1,6 +1,7 @@
 """The data card: what was read, what was left out and why, and what the stages train on.
 
-For every source, rows read = bad + left out + exact + near duplicates + leaks + unused + used.
+For every source, rows read = bad + left out + exact + near duplicates + leaks + unused + used. What
+`data.augment` makes and `data.balance` repeats or leaves out is counted in the splits, beside that.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class DataCard:
     ties: int = 0  # pairs of a store without a winner, and rows whose answers are equal
     contested: int = 0  # pairs of a store on which people disagree; `labels` says what decides
     contradictions: int = 0  # preferences whose opposite is in the data too
+    augmented: list[dict[str, Any]] = field(default_factory=list)  # one for each data.augment
+    balanced: dict[str, Any] | None = None  # data.balance: classes before and after
     options: dict[str, Any] = field(default_factory=dict)  # the settings that decided all this
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)  # by split
     warnings: list[str] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -27,6 +28,10 @@ COUNTS = {
 def render(card: DataCard) -> Group:
     """Sources, splits with their tokens, reasons of bad rows and warnings."""
     parts: list[RenderableType] = [_sources(card), _splits(card)]
+    if card.augmented:
+        parts.append(_augmented(card))
+    if card.balanced:
+        parts.append(_balanced(card.balanced))
     if card.tokens:
         parts.append(_tokens(card))
     if card.reasons:
@@ -96,6 +101,35 @@ def _tokens(card: DataCard) -> Table:
                 cells = [f"{lengths[name]:,.0f}" for name in ("mean", "p50", "p95", "max")]
                 table.add_row(label, part, *cells)
                 label = ""
+    return table
+
+
+def _augmented(card: DataCard) -> Table:
+    """One line for each entry of `data.augment`; columns that are zero everywhere are left out."""
+    table = _table("Augmentation (training rows)")
+    table.add_column("kind")
+    table.add_column("options", overflow="fold")
+    names = ("rows", "made", "unchanged", "refused", "equal", "repeats", "leaks")
+    shown = [n for n in names if n in ("rows", "made") or any(e[n] for e in card.augmented)]
+    for name in shown:
+        table.add_column(name, justify="right")
+    for entry in card.augmented:
+        options = ", ".join(f"{k}: {v}" for k, v in entry["options"].items() if k != "kind")
+        table.add_row(entry["kind"], escape(options), *(f"{entry[name]:,}" for name in shown))
+    return table
+
+
+def _balanced(balanced: dict[str, Any]) -> Table:
+    """One line a class: its training rows before and after, or what each of them counts."""
+    table = _table(f"Balance ({balanced['method']}, by {balanced['by']})")
+    table.add_column("class", overflow="fold")
+    for name in ("before", "after", *(("weight",) if balanced["weights"] else ())):
+        table.add_column(name, justify="right")
+    for name, count in balanced["before"].items():
+        cells = [f"{count:,}", f"{balanced['after'].get(name, 0):,}"]
+        if balanced["weights"]:
+            cells.append(f"{balanced['weights'][name]:.3f}")
+        table.add_row(escape(_short_name(name)), *cells)
     return table
 
 

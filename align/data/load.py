@@ -1,7 +1,8 @@
 """From a `data:` section to the datasets a stage trains on, and the card that accounts for them.
 
 The order is the meaning: read, refuse or set aside bad rows, remove duplicates, remove prompts
-that leak into held-out sources, mix by weight, split by prompt.
+that leak into held-out sources, mix by weight, split by prompt, augment and balance what is left
+to train on.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from align.config.sections import DataSection, SourceSection
 from align.data.card import DataCard, SourceCard
 from align.data.columns import odd_rows, to_dataset
 from align.data.dedup import count_contradictions, drop_exact, drop_near
+from align.data.enrich import check_enrichment, origin_of
 from align.data.formats import check_serves, convert, detect_format
 from align.data.mix import mix
 from align.data.parse import EQUAL_ANSWERS
 from align.data.quarantine import settle_bad_rows
 from align.data.remote import is_store, read_source
-from align.data.rows import BadRow, Kind, Row, Values, prompt_key
+from align.data.rows import BadRow, Kind, Row, prompt_key
 from align.data.split import remove_leaks, split_rows
+from align.data.uniform import check_layout, check_one_strength
 from align.errors import ConfigError, DataError, Problem
 from feedback.dialogue import RowProblem
-from reward.preferences import SOFT_LABEL
 
 ROLES = ("train", "validation", "test")
 
@@ -61,9 +63,11 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
         DataError: a source is missing, damaged, empty or in a format that cannot serve `kind`; a
             row is bad and `bad_rows` is "strict"; conversations and plain text are mixed; margins
             and soft labels are mixed; no training row is left.
-        ConfigError: `labels` where no store's preferences are read.
+        ConfigError: `labels` where no store's preferences are read; `augment` or `balance` that
+            cannot work, with every problem found.
     """
     check_labels(section, kind)
+    enrichment = check_enrichment(section, kind, quarantine and quarantine.parent)
     card = DataCard(kind, options=_options(section))
     given = {
         "train": section.train,
@@ -81,8 +85,8 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
     if settle_bad_rows(bad, card.rows_read, section.bad_rows, quarantine):
         card.quarantine = str(quarantine)
     rows = [row for pool in pools.values() for rows in pool for row in rows]
-    card.layout = _check_layout(rows)
-    _check_one_strength(rows)
+    card.layout = check_layout(rows)
+    check_one_strength(rows)
     pools = {role: _deduplicate(pool, role, section, card) for role, pool in pools.items()}
     pools = _remove_leaks(pools, card)
     _check_not_empty(pools, given, card)
@@ -103,6 +107,7 @@ def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = N
     )
     for role in ("validation", "test"):
         parts[role] += mixed[role]
+    enrichment.apply(parts, card)
     _finish_card(card, parts, section)
     if not parts["train"]:
         raise DataError(
@@ -167,6 +172,7 @@ def _load(
         try:
             if record.values is None:
                 raise record.problem or RowProblem("unreadable")
+            lineage, group = origin_of(record.values, section, role, source.path)
             values = convert(record.values, format, kind, source.columns, section.system_prompt)
         except RowProblem as problem:
             held = record.raw if record.values is None else record.values
@@ -176,7 +182,10 @@ def _load(
             entry.left_out += 1
             continue
         key = prompt_key(values["prompt"] if "prompt" in values else values["text"])
-        rows.append(Row(record.where, index, values, key))
+        key = lineage["key"] if lineage else key  # a made row goes where its origin goes
+        if lineage or values.get("lineage", "") is None:
+            values.pop("lineage", None)  # prompts keep every other column of a file
+        rows.append(Row(record.where, index, values, key, lineage=lineage, group=group))
     entry.read, entry.bad = len(data.records), len(bad)
     card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
     card.contested += data.contested
@@ -197,45 +206,6 @@ def _set_odd_rows_aside(pools: dict[str, list[list[Row]]], card: DataCard) -> li
         card.count_rows(role, "bad", [row for rows in pool for row in rows if id(row) in ids])
         pools[role] = [[row for row in rows if id(row) not in ids] for rows in pool]
     return [BadRow(row.where, p.reason, p.detail, row.values) for row, p in odd]
-
-
-def _check_layout(rows: Sequence[Row]) -> str:
-    """text, plain or conversation: the same in every row, since a column has one type."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(_layout(row.values), row)
-    if len(first) > 1:
-        (one, a), (two, b) = list(first.items())[:2]
-        raise DataError(
-            f"{a.where} is {LAYOUTS[one]}, but {b.where} is {LAYOUTS[two]}; a dataset holds one or "
-            "the other. Fix: write both alike; data.system_prompt turns plain prompts into "
-            "conversations."
-        )
-    return next(iter(first), "")
-
-
-def _check_one_strength(rows: Sequence[Row]) -> None:
-    """Refuse margins beside soft labels: two ways of saying how far apart answers are."""
-    found = {name: row for row in rows for name in ("margin", SOFT_LABEL) if name in row.values}
-    if len(found) == 2:
-        raise DataError(
-            f"{found['margin'].where} has a margin and {found[SOFT_LABEL].where} a soft_label; a "
-            "reward model reads one or the other. Fix: leave one column out, or read the store "
-            "with data.labels=majority."
-        )
-
-
-LAYOUTS = {
-    "text": "text without a prompt",
-    "plain": "plain text",
-    "conversation": "a conversation",
-}
-
-
-def _layout(values: Values) -> str:
-    if "text" in values and "prompt" not in values:
-        return "text"
-    return "plain" if isinstance(values["prompt"], str) else "conversation"
 
 
 def _deduplicate(

@@ -42,6 +42,8 @@ class Row:
     source: int  # index of its source within its split
     values: Values
     key: str = field(repr=False, default="")  # the normalised prompt: what splits go by
+    lineage: Values | None = field(repr=False, default=None)  # of a made row (augment.lineage)
+    group: str = ""  # the class that data.balance counts it in
 
 
 def normalise(text: str) -> str:
