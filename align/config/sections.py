@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-class Section(BaseModel):
-    """A section refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+from align.config.base import Section as Section
+from align.config.order import CurriculumSection, Samplers
+from align.config.order import SamplerSection as SamplerSection
 
 
 class RunSection(Section):
@@ -96,6 +94,8 @@ class DataSection(Section):
     near_threshold: float = Field(default=0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams
     overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length
     system_prompt: str | None = None
+    curriculum: CurriculumSection | None = None  # the order of the rows, docs/curriculum.md
+    sampler: Samplers = Field(default_factory=list)  # how often each is drawn
 
     @model_validator(mode="after")
     def _check_fold(self) -> Self:
@@ -294,6 +294,6 @@ class TrackingSection(Section):
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]],
         BeforeValidator(_as_list),
-    ] = ["tensorboard"]
+    ] = Field(default=["tensorboard"])
     project: str = "align"
     non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch

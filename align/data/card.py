@@ -53,6 +53,7 @@ class DataCard:
     contested: int = 0  # pairs of a store on which people disagree; `labels` says what decides
     contradictions: int = 0  # preferences whose opposite is in the data too
     options: dict[str, Any] = field(default_factory=dict)  # the settings that decided all this
+    order: dict[str, Any] = field(default_factory=dict)  # of a curriculum and samplers
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)  # by split
     warnings: list[str] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ that leak into held-out sources, mix by weight, split by prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from align.config.sections import DataSection, SourceSection
 from align.data.card import DataCard, SourceCard
+from align.data.carried import Carried, carry
 from align.data.columns import odd_rows, to_dataset
 from align.data.dedup import count_contradictions, drop_exact, drop_near
 from align.data.formats import check_serves, convert, detect_format
@@ -39,6 +40,7 @@ class Splits:
     validation: Dataset | None
     test: Dataset | None
     card: DataCard
+    carried: Carried = field(default_factory=dict)  # columns of train that only its order reads
 
 
 def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = None) -> Splits:
@@ -176,7 +178,7 @@ def _load(
             entry.left_out += 1
             continue
         key = prompt_key(values["prompt"] if "prompt" in values else values["text"])
-        rows.append(Row(record.where, index, values, key))
+        rows.append(Row(record.where, index, values | carry(record.values, index, section), key))
     entry.read, entry.bad = len(data.records), len(bad)
     card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
     card.contested += data.contested
@@ -331,15 +333,5 @@ def _finish_card(card: DataCard, parts: dict[str, list[Row]], section: DataSecti
 
 
 def _options(section: DataSection) -> dict[str, Any]:
-    names = (
-        "validation_fraction",
-        "test_fraction",
-        "fold",
-        "split_seed",
-        "bad_rows",
-        "labels",
-        "deduplicate",
-        "near_threshold",
-        "system_prompt",
-    )
-    return {name: getattr(section, name) for name in names}
+    names = "validation_fraction test_fraction fold split_seed bad_rows labels deduplicate"
+    return {n: getattr(section, n) for n in [*names.split(), "near_threshold", "system_prompt"]}
