@@ -24,6 +24,7 @@ class OrderMixin:
     """Adds `order` to a Trainer: `class SFTTrainer(OrderMixin, trl.SFTTrainer)`."""
 
     draws: DrawOrder | None = None
+    order_lead = 1  # steps of the order that a loader may have drawn ahead of training
 
     def __init__(self, *args: Any, order: OrderPlan | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -45,6 +46,9 @@ class OrderMixin:
             return loader
         args: Any = self.args  # type: ignore[attr-defined]
         batches = innermost(loader)
+        # accelerate reads a batch ahead, and each worker of a loader so many more.
+        ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        self.order_lead = math.ceil(ahead / args.gradient_accumulation_steps)
         if args.max_steps > 0:
             total = args.max_steps
         else:
@@ -123,7 +127,9 @@ class _Validations(TrainerCallback):
         """Take `eval_loss`."""
         draws, loss = self.trainer.draws, (metrics or {}).get("eval_loss")
         if draws is not None and loss is not None:
-            draws.observe(float(loss))
+            # Counted, not looked up: what is drawn by now differs with the number of processes.
+            next_step = self.trainer.trained_draws() + self.trainer.order_lead
+            draws.observe(float(loss), next_step)
 
 
 class RepeatedOrder(Sampler[int]):
@@ -163,9 +169,12 @@ def resume_draws(draws: DrawOrder, state: Mapping[str, Any]) -> None:
 
 
 def innermost(loader: DataLoader[Any]) -> BatchSampler:
-    """The batch sampler that draws rows, inside those of accelerate."""
+    """The batch sampler that draws rows, inside those of accelerate.
+
+    Accelerate's own has an attribute `sampler` too, which nothing reads: only the last one counts.
+    """
     inner: Any = loader.batch_sampler
-    while not isinstance(getattr(inner, "sampler", None), Sampler):
+    while hasattr(inner, "batch_sampler"):
         inner = inner.batch_sampler
     assert isinstance(inner, BatchSampler)
     return inner

@@ -25,6 +25,8 @@ from align.data.sampling.deck import Deck
 class DrawOrder:
     """Rows by step. Metrics of the steps drawn are kept until they are asked for."""
 
+    _last: list[int]  # the rows of the last step drawn
+
     def __init__(
         self,
         rows: int,
@@ -101,7 +103,7 @@ class DrawOrder:
 
     def _restart(self) -> None:
         self._step = 0
-        self._last: list[int] = []
+        self._last = []
         self._deck = Deck(self.order, self.seed)
         self._seen: dict[int, dict[str, float]] = {}
 
@@ -149,12 +151,18 @@ class DrawOrder:
         keys = found[0] if found else {}
         return {key: math.fsum(row[key] for row in found) / len(found) for key in keys}
 
-    def observe(self, loss: float) -> bool:
-        """Tell adaptive pacing a validation loss; whether the pool grows with the next draws."""
+    def observe(self, loss: float, next_step: int | None = None) -> bool:
+        """Tell adaptive pacing a validation loss; whether the pool grows.
+
+        Args:
+            loss: lower is better.
+            next_step: from which it may grow; never one that is drawn already, which is also the
+                default.
+        """
         adaptive = self.competence
         if not isinstance(adaptive, AdaptiveCompetence):
             return False
-        return adaptive.observe(loss, self._step * self.scale)
+        return adaptive.observe(loss, max(self._step, next_step or 0) * self.scale)
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of what decides the order, but competence."""
