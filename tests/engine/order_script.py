@@ -28,8 +28,8 @@ class Noting(SFTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def main() -> None:
-    model, out, batch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def train(model: Path, out: Path, batch: int) -> None:
+    """Train, and write what every process trained on."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = [[5 + (n * k) % 90 for k in range(n + 3)] for n in range(24)]
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

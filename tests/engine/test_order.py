@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +20,45 @@ from align.data.sampling import DrawOrder, OrderPlan, OrderSampler, Pacing
 from align.engine.launch import launch_command
 from align.engine.trainers import SFTTrainer
 from align.errors import ConfigError
+from align.ppo.loader import PromptStream
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("order_script.py")
+
+
+def on_two_processes(arguments: list[str], folder: Path) -> None:
+    """Run a command of Python's over gloo, to its end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = launch_command("cpu2", [], processes=2, main_port=port)
+    start = command[: command.index("--module")]
+    preset = start.index("--config_file") + 1
+    start[preset] = str((ROOT / start[preset]).resolve())
+    done = subprocess.run(
+        [*start, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_draw_and_train_as_one(policy_dir, tmp_path):
     facts, weights = {}, {}
-    for name, processes, batch in (("one", 1, 4), ("two", 2, 2)):
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        start = [sys.executable]
-        if processes > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            command = launch_command("cpu2", [], processes=processes, main_port=port)
-            start = command[: command.index("--module")]
-            preset = start.index("--config_file") + 1
-            start[preset] = str((ROOT / start[preset]).resolve())
-        done = subprocess.run(
-            [*start, str(SCRIPT), str(policy_dir), str(tmp_path / name), str(batch)],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=800,
-            check=False,
-        )
-        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-        for rank in range(processes):
-            facts[name, rank] = json.loads((tmp_path / name / f"facts-{rank}.json").read_text())
-            weights[name, rank] = torch.load(tmp_path / name / f"weights-{rank}.pt")
+    script = runpy.run_path(str(SCRIPT))
+    script["train"](policy_dir, tmp_path / "one", 4)
+    on_two_processes([str(SCRIPT), str(policy_dir), str(tmp_path / "two"), "2"], tmp_path)
+    for name, rank in (("one", 0), ("two", 0), ("two", 1)):
+        facts[name, rank] = json.loads((tmp_path / name / f"facts-{rank}.json").read_text())
+        weights[name, rank] = torch.load(tmp_path / name / f"weights-{rank}.pt")
     assert facts["two", 0]["processes"] == 2
     assert facts["one", 0]["log"] == facts["two", 0]["log"] == facts["two", 1]["log"]
     grown = [row["curriculum/competence"] for row in facts["one", 0]["log"]]
@@ -125,3 +131,22 @@ def test_rows_that_the_trainer_joins_are_refused(trainer):
     plan = OrderPlan(24, 5, np.arange(24.0))
     with pytest.raises(ConfigError, match="24 rows were measured, but the trainer made"):
         trainer(plan, packing=True, max_length=16, padding_free=False)
+
+
+def test_prompts_of_two_ranks_are_those_of_one_and_a_cursor_goes_on():
+    rows = Dataset.from_dict({"prompt": [str(n) for n in range(24)]})
+    plan = OrderPlan(24, 3, np.arange(24.0), pacing=Pacing("linear", 0.25, steps=4))
+
+    def stream(count: int, rank: int = 0, world: int = 1) -> PromptStream:
+        made = PromptStream(rows, count, 0, rank, world)
+        made.draws = plan.open(count * world, 6)
+        return made
+
+    one, parts = stream(6), [stream(3, rank, 2) for rank in (0, 1)]
+    drawn = [one.next()[0] for _ in range(6)]
+    assert [[*parts[0].next()[0], *parts[1].next()[0]] for _ in range(6)] == drawn
+    assert {int(prompt) for prompt in drawn[0]} == set(range(6))  # the easiest quarter
+    assert {prompt for batch in drawn for prompt in batch} == set(rows["prompt"])
+    again = stream(6)
+    again.cursor = 18
+    assert [again.next()[0] for _ in range(3)] == drawn[3:]
