@@ -42,6 +42,7 @@ from align.same import check_same
 
 # What a run holds that failed before its first step.
 BEFORE_TRAINING = {"run.json", "run.lock", "config.yaml", "data_card.json", "quarantine.jsonl"}
+BEFORE_TRAINING |= {"difficulty"}  # what a curriculum measured
 
 
 class Run:

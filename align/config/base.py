@@ -1,4 +1,4 @@
-"""What every section of a configuration file is."""
+"""What every section of a configuration has in common."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from align.config.augment import Augmentations, BalanceSection
-from align.config.base import Section
+from align.config.base import Section as Section
+from align.config.order import CurriculumSection, Samplers
+from align.config.order import SamplerSection as SamplerSection
 
 
 class RunSection(Section):
@@ -95,6 +97,8 @@ class DataSection(Section):
     balance: BalanceSection | None = None  # of training rows alone
     overlong: Literal["drop", "error"] = "drop"  # rows past the trainer's max_length
     system_prompt: str | None = None
+    curriculum: CurriculumSection | None = None  # the order of the rows, docs/curriculum.md
+    sampler: Samplers = Field(default_factory=list)  # how often each is drawn
 
     @model_validator(mode="after")
     def _check_fold(self) -> Self:

@@ -56,6 +56,7 @@ class DataCard:
     augmented: list[dict[str, Any]] = field(default_factory=list)  # one for each data.augment
     balanced: dict[str, Any] | None = None  # data.balance: classes before and after
     options: dict[str, Any] = field(default_factory=dict)  # the settings that decided all this
+    order: dict[str, Any] = field(default_factory=dict)  # of a curriculum and samplers
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)  # by split
     warnings: list[str] = field(default_factory=list)
 

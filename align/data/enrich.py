@@ -16,6 +16,7 @@ from align.config.augment import Written
 from align.config.sections import DataSection
 from align.data.augment.lineage import read_lineage
 from align.data.card import DataCard
+from align.data.carried import under_own_names
 from align.data.rows import Kind, Row, Values
 from align.errors import ConfigError, Problem
 from align.processes import first_process, processes
@@ -129,6 +130,6 @@ def _write(rows: list[Row], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         for row in rows:
-            line = {**row.values, "lineage": row.lineage}
+            line = {**under_own_names(row.values), "lineage": row.lineage}
             stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
     temporary.replace(path)

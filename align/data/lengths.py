@@ -133,6 +133,12 @@ def fit_length(
     return dataset, statistics
 
 
+def sequence_lengths(dataset: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each row as it is trained on: the prompt with its answer, the longer of a pair."""
+    rows = _encode_rows(dataset, kind, tokenizer, is_conversational(dataset))
+    return [row.sequence for row in rows]
+
+
 def is_conversational(dataset: Dataset) -> bool:
     """Whether the rows hold conversations rather than plain text."""
     return "prompt" in dataset.column_names and not isinstance(dataset[0]["prompt"], str)

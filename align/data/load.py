@@ -8,7 +8,7 @@ to train on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from align.config.sections import DataSection, SourceSection
 from align.data.card import DataCard, SourceCard
+from align.data.carried import Carried, carry
 from align.data.columns import odd_rows, to_dataset
 from align.data.dedup import count_contradictions, drop_exact, drop_near
 from align.data.enrich import check_enrichment, origin_of
@@ -41,6 +42,7 @@ class Splits:
     validation: Dataset | None
     test: Dataset | None
     card: DataCard
+    carried: Carried = field(default_factory=dict)  # columns of train that only its order reads
 
 
 def load_splits(section: DataSection, kind: Kind, *, quarantine: Path | None = None) -> Splits:
@@ -185,6 +187,7 @@ def _load(
         key = lineage["key"] if lineage else key  # a made row goes where its origin goes
         if lineage or values.get("lineage", "") is None:
             values.pop("lineage", None)  # prompts keep every other column of a file
+        values |= carry(record.values, index, section)
         rows.append(Row(record.where, index, values, key, lineage=lineage, group=group))
     entry.read, entry.bad = len(data.records), len(bad)
     card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
@@ -301,15 +304,5 @@ def _finish_card(card: DataCard, parts: dict[str, list[Row]], section: DataSecti
 
 
 def _options(section: DataSection) -> dict[str, Any]:
-    names = (
-        "validation_fraction",
-        "test_fraction",
-        "fold",
-        "split_seed",
-        "bad_rows",
-        "labels",
-        "deduplicate",
-        "near_threshold",
-        "system_prompt",
-    )
-    return {name: getattr(section, name) for name in names}
+    names = "validation_fraction test_fraction fold split_seed bad_rows labels deduplicate"
+    return {n: getattr(section, n) for n in [*names.split(), "near_threshold", "system_prompt"]}

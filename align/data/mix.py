@@ -40,6 +40,21 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
     ]
 
 
+def temperature_shares(sizes: Sequence[int], alpha: float) -> list[float]:
+    """Shares q_i = n_i^alpha / sum of n_j^alpha, as `weight`s of sources or for a sampler.
+
+    Conneau et al. 2019, "Unsupervised Cross-lingual Representation Learning at Scale" (XLM-R, alpha
+    0.3) and, as it, Conneau and Lample 2019 (alpha 0.5 and 0.7). alpha = 1 / T of a temperature T.
+
+    Args:
+        sizes: rows of each source.
+        alpha: 1 keeps the sizes, 0 makes the shares of all sources with rows alike.
+    """
+    powers = [float(size) ** alpha if size else 0.0 for size in sizes]
+    total = sum(powers)
+    return [power / total for power in powers] if total else powers
+
+
 def mix(sources: Sequence[list[Row]], weights: Sequence[float | None], seed: int) -> list[Row]:
     """The mixture: chosen rows of every source, shuffled if there are several sources.
 

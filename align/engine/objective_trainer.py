@@ -15,6 +15,7 @@ from transformers import Trainer
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
 from align.engine.objective import Batch, Objective, chosen_text
+from align.engine.order import OrderMixin
 from align.engine.scorer import Scorer, Scores
 from reward.losses import decided, group_scores
 from reward.preferences import SOFT_LABEL
@@ -90,7 +91,7 @@ class _Trainer(Trainer):
             seen[name].append(float(gathered.float().nanmean()))
 
 
-class ObjectiveTrainer(FiniteMixin, GuardMixin, _Trainer):
+class ObjectiveTrainer(FiniteMixin, GuardMixin, OrderMixin, _Trainer):
     """Reward modelling on any kind of judgement."""
 
 

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from align.data.sampling import DrawOrder
 from align.types import Experience, Rollout, Text
 
 Sample = Callable[[list[Text], dict[str, list[Any]]], Rollout]
@@ -29,12 +30,16 @@ class PromptStream:
         self.dataset, self.count, self.seed = dataset, count, seed
         self.rank, self.world = rank, world
         self.cursor = 0  # prompts drawn by all ranks so far
+        self.draws: DrawOrder | None = None  # an order of the prompts instead
 
     def next(self) -> tuple[list[Text], dict[str, list[Any]]]:
         """The next `count` prompts of this rank and their further columns."""
-        rows = [
-            self._row(self.cursor + self.rank * self.count + offset) for offset in range(self.count)
-        ]
+        first = self.rank * self.count
+        if self.draws is not None:
+            step = self.cursor // (self.count * self.world)
+            rows = self.draws.rows_at(step)[first : first + self.count]
+        else:
+            rows = [self._row(self.cursor + first + offset) for offset in range(self.count)]
         self.cursor += self.count * self.world
         batch = self.dataset[rows]
         return batch["prompt"], {k: v for k, v in batch.items() if k != "prompt"}

@@ -18,6 +18,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from align.data.sampling import DrawOrder, OrderPlan
+from align.engine.order import resume_draws
 from align.errors import ConfigError, Problem
 from align.ppo.arguments import RolloutArguments
 from align.ppo.checks import (
@@ -114,6 +116,14 @@ class OnPolicyTrainer(transformers.Trainer):
             together=self.together,
         )
 
+    draws: DrawOrder | None = None
+
+    def use_order(self, plan: OrderPlan) -> None:
+        """Draw prompts in an order of their own; its steps are updates."""
+        prompts = self.loader.prompts
+        self.draws = plan.open(prompts.count * prompts.world, self.args.updates)
+        prompts.draws = self.draws
+
     @property
     def policy(self) -> nn.Module:
         """The language model inside what trains."""
@@ -176,6 +186,8 @@ class OnPolicyTrainer(transformers.Trainer):
         """Add the means of what was gathered since the last log, over all processes."""
         if "loss" in logs:
             logs |= self._gathered()
+            if self.draws is not None:
+                logs |= self.draws.metrics(self.loader.update)
             logs["num_tokens"] = self.tokens_seen
             logs["episodes"] = self.loader.prompts.cursor * self.args.group_size
         super().log(logs, *args, **kwargs)
@@ -199,6 +211,7 @@ class OnPolicyTrainer(transformers.Trainer):
             "loader": self.loader.state_dict(),
             "tokens_seen": self.tokens_seen,
             "checked": self.checked,
+            "order": self.draws and self.draws.state_dict(),
             "metrics": {key: list(values) for key, values in self.metrics.items()},
             "score": self.score.state_dict() if isinstance(self.score, RewardScorer) else {},
         }
@@ -208,6 +221,8 @@ class OnPolicyTrainer(transformers.Trainer):
         self.loader.load_state_dict(state["loader"], self.args.device)
         self.tokens_seen, self.checked = state["tokens_seen"], state["checked"]
         self.metrics = defaultdict(list, state["metrics"])
+        if self.draws is not None:
+            resume_draws(self.draws, state["order"])
         if isinstance(self.score, RewardScorer):
             self.score.load_state_dict(state["score"])
 

@@ -17,6 +17,8 @@ from align.config.load import resolve_trainer_args, trainer_class_of
 from align.config.sections import GuardSection, ModelSection
 from align.config.stages import TrainingStage
 from align.data import Splits, fit_length, load_splits
+from align.data.carried import take_out
+from align.data.load import ROLES
 from align.data.rows import Kind
 from align.engine.checkpoint import (
     disk_errors,
@@ -111,7 +113,7 @@ def load_data(
 ) -> Splits:
     """Read, check, split and measure the data; print and save the data card."""
     splits = load_splits(config.data, kind, quarantine=run.path / "quarantine.jsonl")
-    for name in ("train", "validation", "test"):
+    for name in ROLES:
         part: Dataset | None = getattr(splits, name)
         if part is None:
             continue
@@ -120,6 +122,9 @@ def load_data(
         )
         splits.card.add_tokens(name, statistics)
         setattr(splits, name, fitted)
+    parts, splits.carried = take_out({n: getattr(splits, n) for n in ROLES})
+    for name, rows in parts.items():
+        setattr(splits, name, rows)
     card = splits.card.as_dict()
     write_json(run.path / "data_card.json", card)
     console.print(splits.card.render())

@@ -23,6 +23,7 @@ from align.evaluate.reward_model import RewardModelReport, evaluate_reward_model
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, fingerprint
 from align.stages.common import console
+from align.stages.order_checks import refuse_order
 from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
@@ -36,7 +37,11 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
         AlignError: bad input of any kind, before a model loads wherever that is possible.
     """
     settings = config.evaluate
-    gather(lambda: check_models(settings, config.judge), lambda: check_sampler(config.rollout))
+    gather(
+        lambda: check_models(settings, config.judge),
+        lambda: check_sampler(config.rollout),
+        lambda: refuse_order(config.data, "evaluate"),
+    )
     splits = load_splits(config.data, "prompts", quarantine=run.path / "quarantine.jsonl")
     rows = splits.test or splits.validation or splits.train
     rows = rows.select(range(min(settings.prompts, len(rows))))

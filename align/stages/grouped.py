@@ -43,6 +43,8 @@ from align.stages.grouped_checks import (
 )
 from align.stages.on_policy import show_samples, write_samples
 from align.stages.on_policy_checks import check_signals
+from align.stages.order import plan_order
+from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
@@ -68,6 +70,7 @@ def run_grouped(
     context = context_of(config.model.path)
     gather(
         lambda: check_keys(config),
+        lambda: check_order(config),
         lambda: check_rewards(config.reward),
         lambda: check_signals(config.signals, config.reward),
     )
@@ -84,6 +87,7 @@ def run_grouped(
     if dry_run:
         dry_report(config, run, args)
         return
+    order = plan_order(config, data, "prompts", tokenizer, run, args)
     scorer = open_rewards(config.reward)
     with loading(config.model.path):
         model = load_causal_lm(config.model.path, **model_kwargs(config.model))
@@ -121,6 +125,7 @@ def run_grouped(
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
+        order=order,
     )
     trainer.scorer, reward.learning = scorer, lambda: bool(trainer.model.training)
     if trainer.accelerator.num_processes > 1:

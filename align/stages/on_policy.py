@@ -36,6 +36,8 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.on_policy_checks import check_engine, check_sampling, check_signals
+from align.stages.order import plan_order
+from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sequence_nll, sft_examples
@@ -77,6 +79,7 @@ def run_on_policy(
         lambda: trainer_args(config, run),
         lambda: check_sampling(config.rollout, context),
         lambda: check_engine(config),
+        lambda: check_order(config),
         lambda: check_rewards(config.reward),
         lambda: check_signals(config.signals, config.reward, has_critic),
         *checks,
@@ -87,6 +90,7 @@ def run_on_policy(
     if dry_run:
         dry_report(config, run, args)
         return
+    order = plan_order(config, data, "prompts", tokenizer, run, args)
     rewards = open_rewards(config.reward)
     with loading(config.model.path):
         policy, reference, _ = load_policy(
@@ -136,6 +140,8 @@ def run_on_policy(
             guards=guards,
             **(options or {}),
         )
+        if order is not None:
+            trainer.use_order(order)
         if first_process() and not (resume and read_jsonl(run.path / "samples.jsonl")):
             write_samples(run, "before", show_samples(shown, held_out, rewards, args.group_size))
         train(trainer, config, run, resume=resume)

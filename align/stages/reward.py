@@ -18,6 +18,7 @@ from align.config.objective import DATA
 from align.config.sections import DataSection
 from align.config.stages import RewardStage
 from align.data import Splits, load_splits
+from align.data.sampling import OrderPlan
 from align.engine.guards.base import Batch
 from align.engine.models import check_finite, freeze, load_reward_start, peft_config
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
@@ -36,6 +37,8 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.normalisation import normalisation_policy, normalisation_prompts, normalise
+from align.stages.order import plan_order
+from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_model, check_start, gather, loading
 from align.stages.reward_objective import (
     Trained,
@@ -57,7 +60,11 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
-    gather(lambda: check_start(config), lambda: check_unquantised(config))
+    gather(
+        lambda: check_start(config),
+        lambda: check_unquantised(config),
+        lambda: check_order(config),
+    )
     patience = {} if config.objective.patience is None else EARLY
     args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5, **patience)
     plain = config.objective.plain
@@ -89,6 +96,7 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     if dry_run:
         dry_report(config, run, args)
         return
+    order = plan_order(config, data, DATA[config.objective.kind], tokenizer, run, args)
     start = model_kwargs(config.model)
     start.pop("quantization")
     with loading(config.model.path):
@@ -103,7 +111,7 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     freeze(model, config.model.freeze)
     step = train_pairs if plain else train_objective
-    trained = step(config, run, args, model, tokenizer, data, resume)
+    trained = step(config, run, args, model, tokenizer, data, resume, order)
     describe(trained.model, config.objective, trained.notes)
     normalise(trained.model, tokenizer, policy, config.normalisation, prompts, run)
     save_model(trained.model, tokenizer, run.model, more=trained.save_more)
@@ -158,6 +166,7 @@ def train_pairs(
     tokenizer: PreTrainedTokenizerBase,
     data: Splits,
     resume: bool,
+    order: OrderPlan | None = None,
 ) -> Trained:
     """Bradley-Terry on comparisons, by TRL's trainer."""
     guards = build_guards(
@@ -179,6 +188,7 @@ def train_pairs(
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
+        order=order,
     )
     if config.objective.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.objective.patience))

@@ -20,6 +20,7 @@ from align.config.objective import DATA, ObjectiveSection
 from align.config.sections import DataSection, ModelSection
 from align.config.stages import RewardStage
 from align.data import Splits, load_splits
+from align.data.sampling import OrderPlan
 from align.engine.guards.base import Batch
 from align.engine.models import disable_dropout, load_causal_lm, peft_config
 from align.engine.objective import TIES, Objective, TextHead, balanced
@@ -122,6 +123,7 @@ def train_objective(
     tokenizer: PreTrainedTokenizerBase,
     data: Splits,
     resume: bool,
+    order: OrderPlan | None = None,
 ) -> Trained:
     """Train on the objective, and make a standard classifier of the result."""
     section, kind, size = config.objective, config.objective.kind, args.per_device_eval_batch_size
@@ -164,6 +166,7 @@ def train_objective(
         processing_class=tokenizer,
         guards=build_guards(config.guards, scorer, batches, total_loss, run),
         objective=objective,
+        order=order,
     )
     if section.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(section.patience))

@@ -29,7 +29,9 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
-from align.stages.preflight import build_trainer, check_start, loading
+from align.stages.order import plan_order
+from align.stages.order_checks import check_order
+from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.training import train
 
 
@@ -40,7 +42,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         AlignError: bad input of any kind, before the model loads wherever that is possible.
     """
     seed_everything(config.run.seed)
-    check_start(config)
+    gather(lambda: check_start(config), lambda: check_order(config))
     args = trainer_args(config, run, eval_strategy="epoch")
     tokenizer = open_tokenizer(config.model)
     # Packing that splits documents keeps long ones; everything else drops what does not fit.
@@ -53,6 +55,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if dry_run:
         dry_report(config, run, args)
         return
+    order = plan_order(config, data, "sft", tokenizer, run, args)
     with loading(config.model.path):
         model = load_causal_lm(config.model.path, **model_kwargs(config.model))
     match_embeddings(model, tokenizer)
@@ -78,6 +81,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         processing_class=tokenizer,
         peft_config=adapter,
         guards=guards,
+        order=order,
     )
     prepared: Any = trainer.eval_dataset or {}
     trainer.eval_dataset = prepared.get("validation")

@@ -23,6 +23,7 @@ from align.run import Run
 from align.signals import Limits, StopRules, Watch
 from align.signals.callback import SignalsCallback
 from align.stages.common import console
+from align.stages.order import note_draws
 
 
 def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> None:
@@ -75,6 +76,8 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
             f"stopped by {signals.received} after step {step}; the checkpoint is in "
             f"{run.checkpoints}. Continue with the same command and --resume."
         )
+    draws = getattr(trainer, "draws", None)
+    note_draws(run, draws, draws.next_step if draws else 0)
     if watch and watch.stopped:
         run.finish(stopped=watch.stopped)
     if trainer.skipped_batches:

@@ -14,14 +14,19 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from align.data.carried import PREFIX
 from align.data.rows import Row, Values
 
 LINEAGE = "lineage"  # the column
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """32 hex digits of a row's values, whatever the order of its columns."""
-    text = json.dumps(dict(values), sort_keys=True, ensure_ascii=False, default=str)
+    """32 hex digits of a row's values, whatever the order of its columns.
+
+    Columns that only an order of rows reads do not count: a curriculum changes no made row.
+    """
+    own = {name: value for name, value in values.items() if not name.startswith(PREFIX)}
+    text = json.dumps(own, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
