@@ -47,9 +47,18 @@ DryRun = Annotated[
 
 
 def run_stage(
-    stage: str, config: Path | None, overrides: Sequence[str], *, resume: bool, dry_run: bool
+    stage: str,
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    resume: bool,
+    dry_run: bool,
+    **more: Any,
 ) -> Path:
-    """Load a configuration, open its run directory and run the stage; returns the directory."""
+    """Load a configuration, open its run directory and run the stage; returns the directory.
+
+    `more` goes to the stage as it is.
+    """
     quiet_libraries()
     from align.config import STAGES, load_config
     from align.run import open_run
@@ -58,7 +67,7 @@ def run_stage(
     end_on_sigterm()  # while training, `StopSignals` takes over
     module = importlib.import_module(f"align.stages.{stage}")
     with open_run(loaded, resume=resume, dry_run=dry_run) as run:
-        module.run(loaded, run, resume=resume, dry_run=dry_run)
+        module.run(loaded, run, resume=resume, dry_run=dry_run, **more)
         if not dry_run:
             errors.print(f"[green]{stage}[/]: {run.path}", highlight=False)
         return run.path
@@ -156,6 +165,25 @@ def rloo(
 ) -> None:
     """Optimise a policy against rewards with TRL's RLOO: a leave-one-out baseline."""
     run_stage("rloo", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def active(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Look for people's answers until there are enough.")
+    ] = False,
+) -> None:
+    """Ask people what teaches a reward model most, train it, measure it, and ask again."""
+    quiet_libraries()
+    from align.active.checks import refuse_loss
+    from align.config import STAGES, load_config
+
+    refuse_loss(load_config(STAGES["active"], config, overrides or []))  # type: ignore[arg-type]
+    run_stage("active", config, overrides or [], resume=resume, dry_run=dry_run, wait=wait)
 
 
 @app.command()

@@ -53,6 +53,7 @@ class Run:
         self.stage = stage
         self.shared = shared or path  # what all processes of a distributed run see
         self.record: dict[str, Any] = {}
+        self.ending = "completed"  # the status of a run that ends without an error
 
     @property
     def checkpoints(self) -> Path:
@@ -90,7 +91,7 @@ class Run:
         append_jsonl(self.path / "metrics.jsonl", line)
 
     def finish(self, **results: Any) -> None:
-        """Record results; the status becomes `completed` when `open_run` leaves."""
+        """Record results; the status becomes `ending` when `open_run` leaves."""
         self.update(results=self.record.get("results", {}) | results)
 
 
@@ -177,7 +178,7 @@ def open_run(
             _end(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         else:
-            run.update(status="completed", finished=now())
+            run.update(status=run.ending, finished=now())
 
 
 def _end(run: Run, **values: Any) -> None:

@@ -6,6 +6,14 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from align.config.active import (
+    AcquisitionSection,
+    AnnotatorsSection,
+    CurveSection,
+    PoolSection,
+    PosteriorSection,
+    StoppingSection,
+)
 from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
@@ -118,6 +126,25 @@ class RLOOStage(TrainingStage):
     signals: SignalsSection = Field(default_factory=SignalsSection)
 
 
+class ActiveStage(StageConfig):
+    """`align active`: rounds of asking, answering and training a reward model."""
+
+    stage: ClassVar[str] = "active"
+    trainer_class: ClassVar[str | None] = "trl:RewardConfig"
+    model: ModelSection
+    pool: PoolSection
+    posterior: PosteriorSection = Field(default_factory=PosteriorSection)
+    acquisition: AcquisitionSection = Field(default_factory=AcquisitionSection)
+    annotators: AnnotatorsSection = Field(default_factory=AnnotatorsSection)
+    stopping: StoppingSection = Field(default_factory=StoppingSection)
+    curve: CurveSection = Field(default_factory=CurveSection)
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    peft: PeftSection | None = None
+    normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+
 class EvaluateStage(StageConfig):
     """`align evaluate`."""
 
@@ -145,6 +172,6 @@ class EvaluateStage(StageConfig):
 
 ALL: tuple[type[StageConfig], ...] = (
     *(SFTStage, RewardStage, DPOStage, PPOStage, OnlineDPOStage),
-    *(GRPOStage, RLOOStage, EvaluateStage),
+    *(GRPOStage, RLOOStage, ActiveStage, EvaluateStage),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.stage: cls for cls in ALL}

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from align import __version__
 from align.errors import RunError
+from align.report.active import active_evidence
 from align.report.alarms import gather_alarms
 from align.report.catalogue import MODEL_METRICS, SHARES, model_metric_title
 from align.report.charts import draw
@@ -149,6 +150,7 @@ def render(
         "notices": find_notices(ordered, families, lineage, evaluations),
         "evaluations": evaluations,
         "rewards": rewards,
+        "actives": active_evidence(ordered),
         "feedback": feedback,
         "alarms": gather_alarms(ordered, summary),
         "pipeline_across": draw_pipeline(lineage),

@@ -56,6 +56,7 @@ class RunData:
     samples: list[Json] = field(default_factory=list)
     evaluation: Json = field(default_factory=dict)
     alarms: list[Json] = field(default_factory=list)  # alarms.jsonl
+    active: Json = field(default_factory=dict)  # active.json
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -70,7 +71,7 @@ class RunData:
 
     @property
     def status(self) -> str:
-        """`completed`, `failed`, `interrupted`, `running` or `unknown`."""
+        """`completed`, `waiting`, `failed`, `interrupted`, `running` or `unknown`."""
         return text(self.record.get("status")) or "unknown"
 
     @property
@@ -186,6 +187,8 @@ def read_run(path: Path) -> RunData:
         run.samples = _read_lines(path / "samples.jsonl", run.problems)
     if (path / "alarms.jsonl").is_file():
         run.alarms = _read_lines(path / "alarms.jsonl", run.problems)
+    if (path / "active.json").is_file():
+        run.active = _read_json(path / "active.json", run.problems)
     if (path / "evaluation.json").is_file():
         run.evaluation = _read_json(path / "evaluation.json", run.problems)
     elif run.stage == "evaluate":

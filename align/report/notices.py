@@ -85,6 +85,9 @@ def _of_runs(runs: Sequence[RunData]) -> Iterator[Notice]:
                 "The run was interrupted before its end; its figures are those of a half-trained "
                 f"model.{why or ' Continue it with --resume.'}",
             )
+        elif run.status == "waiting":
+            waits = text(mapping(run.record.get("results")).get("waiting"))
+            yield Notice("note", name, f"The run waits for people: {waits}")
         elif run.status == "running":
             yield Notice("warning", name, _running(run))
         elif run.status != "completed":

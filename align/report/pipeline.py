@@ -21,9 +21,10 @@ _STATUS = {
     "failed": ("✕", "failed"),
     "interrupted": ("‖", "interrupted"),
     "running": ("…", "still running"),
+    "waiting": ("…", "waiting for people"),
     "unknown": ("?", "status unknown"),
 }
-_WORST_FIRST = ("failed", "unknown", "interrupted", "running")
+_WORST_FIRST = ("failed", "unknown", "interrupted", "running", "waiting")
 
 
 def draw_pipeline(lineage: Lineage, vertical: bool = False) -> Markup:
