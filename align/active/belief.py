@@ -19,7 +19,7 @@ class Belief:
     """M equally likely reward functions on the R answers of a pool."""
 
     scores: Array  # (M, R) each function's score
-    states: Array  # (R, D) pooled states of a trunk; differences of them say what pairs have in common
+    states: Array  # (R, D) pooled states of a trunk: what pairs have in common
     middle: Array | None = None  # (R,) the mean function, where it is known; else the M vote
     prior: float = 1.0  # precision of the last layer's prior
 
@@ -70,6 +70,6 @@ class Belief:
     def load(cls, path: Path) -> Belief:
         """Read what `save` wrote."""
         with np.load(path) as saved:
-            middle = saved["middle"] if "middle" in saved else None
+            middle = saved.get("middle", None)
             states = saved["states"].astype(np.float64)
             return cls(saved["scores"], states, middle, float(saved["prior"]))

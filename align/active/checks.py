@@ -1,4 +1,4 @@
-"""What can be refused before anything loads, all of it together; and what must not be overwritten."""
+"""What can be refused before anything loads, all of it together; and what is not overwritten."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def refuse_loss(config: ActiveStage) -> None:
         raise ConfigError([Problem("run.overwrite", what, fix)])
 
 
-def _chooser(
-    section: AcquisitionSection, seed: int, problems: list[Problem]
-) -> Chooser | None:
+def _chooser(section: AcquisitionSection, seed: int, problems: list[Problem]) -> Chooser | None:
     strategy = build_strategy(section.strategy, "acquisition.strategy", problems)
     first = build_strategy(section.first, "acquisition.first", problems, model=False)
     if strategy is None or first is None:
@@ -85,7 +83,9 @@ def _chooser(
     names = [one.name for one in people]
     for place, name in enumerate(names):
         if name in names[:place]:
-            problems.append(Problem(f"acquisition.people.{place}.name", f"{name!r} is there twice."))
+            problems.append(
+                Problem(f"acquisition.people.{place}.name", f"{name!r} is there twice.")
+            )
     return Chooser(
         strategy,
         first,
@@ -144,9 +144,6 @@ def _pool(config: ActiveStage) -> Iterator[Problem]:
     if "stratify" in _kinds(config.acquisition.strategy) and pool.stratum is None:
         what = "stratify needs strata."
         yield Problem("pool.stratum", what, "name the column that says a row's stratum.")
-    if pool.fresh_prompts and config.acquisition.rankings and pool.samples + pool.fresh_samples > 6:
-        what = "old and new answers together are more than the six that one ranking may hold."
-        yield Problem("pool.fresh_samples", what, "lower it, or pool.samples.")
 
 
 def _people(config: ActiveStage) -> Iterator[Problem]:
@@ -203,5 +200,3 @@ def _kinds(given: Any) -> set[str]:
         inner = [given.get("of"), *(given.get("parts") or [])]
         return {str(given.get("kind"))}.union(*map(_kinds, inner))
     return set()
-
-

@@ -8,6 +8,7 @@ rankings) goes by the prompt.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from align.active.belief import Belief
-from align.active.pool import Group, PairPool
+from align.active.pool import PairPool
 from align.active.said import Said
 from align.active.worth import MOST, better_kind, ranking_information, seconds_of
 from align.data.rows import plain_text
@@ -55,7 +56,7 @@ class Chooser:
 
     def held(self, pool: PairPool) -> set[str]:
         """Ids of the pairs that are never trained on."""
-        mask = self.holdout.held(pool.acquisition(range(len(pool.pairs)), None))
+        mask = self.holdout.held(pool.names())
         return {pair.id for pair, out in zip(pool.pairs, mask, strict=True) if out}
 
     def __call__(
@@ -112,10 +113,8 @@ class Chooser:
             places = self._built(pool, belief, asked, rng)
         differences = None if belief is None else belief.differences(pool)
         candidates = pool.acquisition(places, differences, self.cost)
-        if belief is None:
-            margins = np.zeros((1, len(places)))
-        else:
-            margins = belief.margins(pool)[:, places]
+        nothing = np.zeros((1, len(places)))
+        margins = nothing if belief is None else belief.margins(pool)[:, places]
         strategy = self.first if belief is None else self.strategy
         if self.budget is not None:
             people = self.people or (Annotator("anyone", 1.0),)
@@ -133,7 +132,7 @@ class Chooser:
     def _built(
         self, pool: PairPool, belief: Belief, asked: Collection[str], rng: np.random.Generator
     ) -> list[int]:
-        """Places of what is asked already, of the holdout, and of one pair for each other prompt."""
+        """Places of what is asked already, of the holdout, and of one pair of each other prompt."""
         held = self.held(pool)
         kept = {pair.id for pair in pool.pairs if pair.id in asked or pair.id in held}
         groups = range(len(pool.groups))
@@ -158,13 +157,16 @@ class Chooser:
         barred = {*self.held(pool), *asked}
         touched = {pool.pairs[pool.place[name]].group for name in barred if name in pool.place}
         sizes = [len(group.answers) for group in pool.groups]
-        whole = {pair.group for pair in pool.pairs}  # those of copies belong to the first
+        own = Counter(pair.group for pair in pool.pairs)
         able = [
-            n for n, size in enumerate(sizes) if 3 <= size <= MOST and n in whole - touched
+            n
+            for n, size in enumerate(sizes)
+            # A group that shares pairs with another would have them asked twice.
+            if 3 <= size <= MOST and own[n] == size * (size - 1) // 2 and n not in touched
         ]
         if not able:
             return "pair", "pairs: no prompt with three to six answers is untouched", []
-        size = max(set(sizes[n] for n in able), key=lambda k: sum(sizes[n] == k for n in able))
+        size = max({sizes[n] for n in able}, key=lambda k: sum(sizes[n] == k for n in able))
         able = [n for n in able if sizes[n] == size]
         told = {n: ranking_information(belief.rewards(pool, n)) for n in able}
         free = [pair for pair in pool.pairs if pair.group not in touched]
@@ -206,7 +208,7 @@ def check_pool(pool: PairPool, holdout: Holdout) -> None:
     Raises:
         ConfigError: fewer than two held-out prompts, or no other pair.
     """
-    mask = holdout.held(pool.acquisition(range(len(pool.pairs)), None))
+    mask = holdout.held(pool.names())
     prompts = {key for key, out in zip(pool.keys, mask, strict=True) if out}
     if len(prompts) < 2:
         what = f"{holdout.fraction:g} of {len(set(pool.keys))} prompts holds {len(prompts)} out."
@@ -216,9 +218,7 @@ def check_pool(pool: PairPool, holdout: Holdout) -> None:
         raise ConfigError([Problem("acquisition.holdout", what, "lower it.")])
 
 
-def least_sure(
-    pool: PairPool, belief: Belief, barred: Collection[str], count: int
-) -> list[int]:
+def least_sure(pool: PairPool, belief: Belief, barred: Collection[str], count: int) -> list[int]:
     """Groups whose pairs the members disagree on most, one for each prompt.
 
     Args:

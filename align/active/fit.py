@@ -124,9 +124,7 @@ class RewardLearner:
         rows = read_jsonl(folder / "train.jsonl")
         prompts = [row["prompt"] for row in rows]
         sides = [model.features(prompts, [row[k] for row in rows]) for k in ("chosen", "rejected")]
-        return LastLayerLaplace.fit(
-            *head_parameters(model.model), *sides, precision=self.precision
-        )
+        return LastLayerLaplace.fit(*head_parameters(model.model), *sides, precision=self.precision)
 
     def _config(self, place: Path, data: Path, seed: int, start: Path | None) -> RewardStage:
         given = dict(self.settings)

@@ -158,9 +158,9 @@ class Loop:
             answered={name: said.shares[name] for name in drawn if name in said.shares},
         )
         found["seconds"] = round(time.monotonic() - began, 1)
+        self.log(metrics_of(found), len(answered))
         here.write("measure", found)
         self.say(in_words(found))
-        self.log(metrics_of(found), len(answered))
         return found
 
     def _fitted(
@@ -250,7 +250,9 @@ class Loop:
         questions = self._questions(here, pool, choice)
         self.desk.collect(questions, here.number)
         votes = read_said(self.store, pool).votes
-        done = sum(votes.get(question.item.id, 0) >= self._wanted(question) for question in questions)
+        done = sum(
+            votes.get(question.item.id, 0) >= self._wanted(question) for question in questions
+        )
         if done < self.enough * len(questions):
             return False
         here.write("answers", {"questions": len(questions), "answered": done})
@@ -271,9 +273,7 @@ class Loop:
     def _wanted(self, question: Question) -> int:
         return 1 if question.annotator else self.desk.needed
 
-    def _questions(
-        self, here: Round, pool: PairPool, choice: Mapping[str, Any]
-    ) -> list[Question]:
+    def _questions(self, here: Round, pool: PairPool, choice: Mapping[str, Any]) -> list[Question]:
         """The round's questions, as the store has them: it may have known some of them before."""
         rows = choice["rows"]
         made = {

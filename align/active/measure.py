@@ -1,7 +1,7 @@
 """What the labels brought: accuracy on the holdout, and the curve beside that of random choice.
 
-Accuracy is of the whole pool that the run began with, estimated on the holdout's answered pairs with
-their propensities (`feedback.acquisition.accuracy`); pairs of one prompt go together in its interval.
+Accuracy is of the whole pool that the run began with, estimated on the holdout's answered pairs
+with their propensities (`feedback.acquisition.accuracy`); pairs of one prompt go together.
 What random choice would have brought is known only where all answers can be had: then a model is
 trained on as many labels drawn at random, and both answer every held-out pair.
 """
@@ -40,7 +40,7 @@ def holdout_accuracy(
     names = [name for name in pool.place if name in drawn and name in shares and name in p]
     if not names:
         return None
-    candidates = pool.acquisition(range(len(pool.pairs)), None)
+    candidates = pool.names()
     chances = holdout.propensities(candidates, names)
     places = [pool.place[name] for name in names]
     right = credit(_of(shares, names), _of(p, names))
@@ -93,9 +93,7 @@ def clustered_mean(values: Array, clusters: Sequence[str], level: float = 0.95) 
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def random_rows(
-    names: Sequence[str], count: int, seed: int, arm: int
-) -> list[str]:
+def random_rows(names: Sequence[str], count: int, seed: int, arm: int) -> list[str]:
     """The first `count` of these ids in a random order that only seed and arm decide: nested."""
     order = np.random.default_rng([seed, 7919, arm]).permutation(len(names))
     return [names[int(i)] for i in order[:count]]
@@ -119,7 +117,9 @@ def in_words(found: Mapping[str, Any]) -> str:
     """A round's figures in one line."""
     said = f"round {found['round']}: {found['answered']} answers"
     if one := found["accuracy"]:
-        said += f", accuracy {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}], n = {one['n']}"
+        said += (
+            f", accuracy {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}], n = {one['n']}"
+        )
     if found["curve"] and found["curve"]["random"]:
         said += f", at random {np.mean(found['curve']['random']):.3f}"
     return said

@@ -208,7 +208,8 @@ def _made(
     section: PoolSection, config: ActiveStage, run: Path, store: FeedbackStore, tokenizer: Any
 ) -> PairPool:
     if section.source == "pairs":
-        return read_pairs(section.path, section.columns, section.limit, section.stratum)
+        aside = run / "quarantine.jsonl" if section.bad_rows == "quarantine" else None
+        return read_pairs(section.path, section.columns, section.limit, section.stratum, aside)
     if section.source == "store":
         return of_items(store.items("pair")[: section.limit], section.stratum)
     prompts, columns = read_prompts(file=section.path)
@@ -225,7 +226,7 @@ def _made(
 
 def _undrawn(pool: PairPool, store: FeedbackStore, holdout: Holdout) -> PairPool:
     answered = {one.item.id for one in store.standing()}
-    held = holdout.held(pool.acquisition(range(len(pool.pairs)), None))
+    held = holdout.held(pool.names())
     lost = {
         pair.group
         for pair, out in zip(pool.pairs, held, strict=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from align.data.formats import convert, detect_format
+from align.data.quarantine import settle_bad_rows
 from align.data.remote import read_source
 from align.data.rows import BadRow, Values, plain_text, prompt_key
 from align.errors import DataError
@@ -29,6 +30,7 @@ from feedback.dialogue import RowProblem
 from feedback.schema import Item, Text, item_id, pair_id
 
 WORDS_A_MINUTE = 240  # that a person reads
+OURS = ("prompt", "responses", "ranks", "order", "chosen", "rejected", "response_a", "response_b")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,15 @@ class PairPool:
         made = [prompt_key(group.prompt) for group in self.groups]
         return tuple(made[pair.group] for pair in self.pairs)
 
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """(G, E) embeddings of the groups' prompts, by their words."""
+        return embed_texts([plain_text(group.prompt) for group in self.groups])
+
+    def names(self) -> Pool:
+        """The pairs by name and prompt alone: what a holdout reads."""
+        return Pool([pair.id for pair in self.pairs], prompt_ids=self.keys)
+
     @property
     def prompts(self) -> list[Text]:
         """The prompt of each of the R answers."""
@@ -132,12 +143,11 @@ class PairPool:
             cost: "one", or "reading": minutes.
         """
         chosen = [self.pairs[i] for i in places]
-        vectors = embed_texts([plain_text(group.prompt) for group in self.groups])
         strata = [self.groups[pair.group].stratum for pair in chosen]
         return Pool(
             ids=[pair.id for pair in chosen],
             differences=None if differences is None else differences[list(places)],
-            prompts=vectors[[pair.group for pair in chosen]],
+            prompts=self.vectors[[pair.group for pair in chosen]],
             prompt_ids=[self.keys[i] for i in places],
             strata=strata if any(strata) else None,
             costs=None if cost == "one" else [self.minutes(pair) for pair in chosen],
@@ -151,7 +161,11 @@ class PairPool:
 
 
 def read_pairs(
-    path: str, columns: dict[str, str], limit: int | None, stratum: str | None
+    path: str,
+    columns: dict[str, str],
+    limit: int | None,
+    stratum: str | None,
+    quarantine: Path | None = None,
 ) -> PairPool:
     """A pool from a file of pairs: `response_a` and `response_b`, `responses`, or labelled ones.
 
@@ -160,6 +174,7 @@ def read_pairs(
         columns: ours: theirs.
         limit: first rows only.
         stratum: the column that says a row's stratum.
+        quarantine: where bad rows are written; None: they are refused.
 
     Raises:
         DataError: the source cannot be read, a row is bad, or no pair is there.
@@ -174,11 +189,14 @@ def read_pairs(
                 raise record.problem or RowProblem("unreadable")
             groups.append(_group(record.values, format, columns, stratum))
         except RowProblem as problem:
-            bad.append(BadRow(record.where, problem.reason, problem.detail, record.raw))
-    if bad:
+            held = record.raw if record.values is None else record.values
+            bad.append(BadRow(record.where, problem.reason, problem.detail, held))
+    if quarantine is not None:
+        settle_bad_rows(bad, len(records), "quarantine", quarantine)
+    elif bad:
         raise DataError(
             f"{bad[0].where}: {bad[0].reason}: {bad[0].detail} ({len(bad)} bad rows of "
-            f"{len(records)}). Fix: mend them or leave them out of the pool."
+            f"{len(records)}). Fix: mend them, or set pool.bad_rows=quarantine to leave them out."
         )
     pool = PairPool(tuple(group for group in groups if len(group.answers) > 1))
     if not pool.pairs:
@@ -206,7 +224,9 @@ def save_pool(path: Path, groups: Sequence[Group]) -> None:
 def load_pool(path: Path) -> list[Group]:
     """Read what `save_pool` wrote."""
     tuples = ("answers", "ranks", "sources")
-    return [Group(**(row | {name: tuple(row[name]) for name in tuples})) for row in read_jsonl(path)]
+    return [
+        Group(**(row | {name: tuple(row[name]) for name in tuples})) for row in read_jsonl(path)
+    ]
 
 
 def shuffled(prompt: Text, answers: Sequence[str], ranks: Sequence[float] = ()) -> dict[str, Any]:
@@ -229,9 +249,7 @@ def _bare(values: Values, columns: dict[str, str]) -> bool:
     )
 
 
-def _group(
-    values: Values, format: str, columns: dict[str, str], stratum: str | None
-) -> Group:
+def _group(values: Values, format: str, columns: dict[str, str], stratum: str | None) -> Group:
     labelled = bool(format)
     read = values
     if not labelled:
@@ -249,9 +267,13 @@ def _group(
     found = convert(read, format or "ranking", "ranking", columns)
     if found is None:
         raise RowProblem("names no better answer", "a soft label of one half")
-    answers = [text if isinstance(text, str) else text[-1]["content"] for text in found["responses"]]
+    answers = [
+        text if isinstance(text, str) else text[-1]["content"] for text in found["responses"]
+    ]
     taken = {"prompt", "responses", "ranks", "order", "chosen", "rejected", "response_a"}
-    extra = {k: v for k, v in values.items() if k not in taken | {"response_b"} | {*columns.values()}}
+    extra = {
+        k: v for k, v in values.items() if k not in taken | {"response_b"} | {*columns.values()}
+    }
     prompt = found["prompt"]
     made = shuffled(prompt, answers, [float(r) for r in found["ranks"]] if labelled else ())
     name = str(values.get(stratum, "")) if stratum else ""

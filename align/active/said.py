@@ -29,8 +29,8 @@ class Said:
     shares: Mapping[str, float]  # by pair: the share of votes for its first answer
     votes: Mapping[str, int]  # by question (a pair or a ranking): answers and refusals
     rankings: tuple[Ranking, ...]
-    times: Mapping[str, tuple[float, ...]]  # seconds by kind: "pair", "ranking 4"
-    spent: float  # seconds of all judgements whose time is known
+    times: Mapping[str, tuple[float, ...]]  # of all the store: seconds by "pair", "ranking 4"
+    spent: float  # seconds of the pool's judgements, as far as they are known
     timed: int  # of how many
     judgements: int
 
@@ -50,21 +50,26 @@ def read_said(store: FeedbackStore, pool: PairPool) -> Said:
     for verdict in aggregate(compared):  # what was said of a pair by itself comes before
         turned = verdict.response_a != _first(pool, verdict.pair)
         shares[verdict.pair] = 1 - verdict.share_a if turned else verdict.share_a
-    standing = [
+    everything = [
         one
         for one in store.standing()
-        if (one.item.id in known or one.item.id in pool.place)
-        and (one.judgement is None or isinstance(one.judgement, Comparison | Ranking))
+        if one.judgement is None or isinstance(one.judgement, Comparison | Ranking)
     ]
+    standing = [s for s in everything if s.item.id in known or s.item.id in pool.place]
     times: dict[str, list[float]] = {}
     spent, timed = 0.0, 0
-    for one in (s.judgement for s in standing):
-        seconds = getattr(one, "lead_time", None)
-        if seconds is None or not 0 < seconds < math.inf:
+    ours = {id(one) for one in standing}
+    for place in everything:
+        judged = place.judgement
+        if not isinstance(judged, Comparison | Ranking) or judged.lead_time is None:
             continue
-        kind = f"ranking {len(one.responses)}" if isinstance(one, Ranking) else "pair"
+        seconds = judged.lead_time
+        if not 0 < seconds < math.inf:
+            continue
+        kind = f"ranking {len(judged.responses)}" if isinstance(judged, Ranking) else "pair"
         times.setdefault(kind, []).append(seconds)
-        spent, timed = spent + seconds, timed + 1
+        if id(place) in ours:
+            spent, timed = spent + seconds, timed + 1
     return Said(
         shares,
         Counter(s.item.id for s in standing if not s.adjudicated),

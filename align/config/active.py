@@ -18,8 +18,9 @@ class PoolSection(Section):
     path: str  # a file of pairs or of prompts, or a feedback store's URL
     columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     limit: int | None = Field(default=None, gt=0)  # first rows only
+    bad_rows: Literal["strict", "quarantine"] = "strict"  # of pairs
     stratum: str | None = None  # a column: language, source, topic
-    policy: str | None = None  # whose answers `prompts` and `fresh_prompts` take; default: the model
+    policy: str | None = None  # who answers `prompts` and `fresh_prompts`; default: the model
     samples: int = Field(default=4, ge=2, le=26)  # answers to each of `prompts`
     build: Literal[
         "all",

@@ -1,4 +1,4 @@
-"""The section on active learning: its curve, why it stopped, what it cost, and why each was asked."""
+"""The section on active learning: its curve, its end, its cost, and why each pair was asked."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from align.active.checks import check_active
@@ -65,7 +64,9 @@ def run(
     with open_store(config, run.path) as store:
         pool, dropped = open_pool(config, run.path, store, tokenizer, longest, chooser.holdout)
         if dropped:
-            run.warn(f"{dropped} answers are longer than {longest} tokens and left out of the pool.")
+            run.warn(
+                f"{dropped} answers are longer than {longest} tokens and left out of the pool."
+            )
         check_pool(pool, chooser.holdout)
         console.print(_size(pool, chooser.held(pool)), highlight=False)
         if dry_run:

@@ -1,7 +1,7 @@
 """Pools with known answers, and a learner that is real and trains in milliseconds.
 
-`WordLearner` fits a Bradley-Terry reward on counts of words and its Laplace posterior: features that
-need no language model. `align reward` itself runs in test_stage.py.
+`WordLearner` fits a Bradley-Terry reward on counts of words and its Laplace posterior:
+features that need no language model. `align reward` runs in tests/integration/test_active_cli.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop as a whole: what it asks, trains on and measures, and what a kill at any moment costs."""
+"""The loop as a whole: what it asks, trains on and measures, and what a kill costs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from align.active.choose import check_pool
 from align.active.desks import FileDesk, SimulatedDesk, of_ranks
 from align.active.pool import Group, PairPool, shuffled
 from align.active.said import read_said
 from align.active.stop import Rules
 from align.errors import ConfigError, DataError
-from align.active.choose import check_pool
 from feedback.acquisition import Annotator, Holdout
+from feedback.schema import Ranking
 from feedback.simulate import SimulatedAnnotator
 from feedback.store import FeedbackStore
 
@@ -61,7 +62,7 @@ def test_three_rounds_beside_random(make_loop, make_pool, questions, store, tmp_
 
 def test_the_queue_hides_the_holdout_and_keeps_the_order(make_loop, make_pool, questions, tmp_path):
     make_loop(make_pool(200), batch=40, rules=Rules(rounds=2)).run()
-    second = [row for row in questions(tmp_path / "run")][40:]
+    second = questions(tmp_path / "run")[40:]
     assert [row["queue"] for row in second] == list(range(40, 0, -1))
     scores = [row["score"] for row in second if not row["held"]]
     assert scores == sorted(scores, reverse=True)
@@ -93,14 +94,14 @@ def killing(monkeypatch, at: int, after: bool):
     return count
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
-    after, make_loop, make_pool, questions, store, tmp_path
+    make_loop, make_pool, questions, store, tmp_path
 ):
     pool = make_pool(60, answers=3)
     fresh = _more_answers(pool)
     settings = {"arms": 1, "fresh": fresh, "fresh_prompts": 2, "rules": Rules(rounds=2)}
-    calm = make_loop(pool, folder=tmp_path / "calm", **settings)
+    desk = SimulatedDesk(store, [SimulatedAnnotator("ann", 0)], of_ranks_or_words)
+    calm = make_loop(pool, desk=desk, folder=tmp_path / "calm", **settings)
     with pytest.MonkeyPatch.context() as patch:
         count = killing(patch, at=0, after=False)
         assert calm.run() == "stopped"
@@ -114,7 +115,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
                 desk = SimulatedDesk(own, [SimulatedAnnotator("ann", 0)], of_ranks_or_words)
                 loop = make_loop(pool, desk=desk, store=own, folder=run, **settings)
                 if attempt == 0:
-                    killing(patch, at, after)
+                    killing(patch, at, after=at % 2 == 0)  # just before it, or just after
                     with pytest.raises(Killed):
                         loop.run()
                 else:
@@ -125,8 +126,10 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(
 
 
 def of_ranks_or_words(group: Group):
-    return [float(text.count("please") + text.count("sure") - text.count("no")) + len(text) / 1e3
-            for text in group.answers]
+    return [
+        float(text.count("please") + text.count("sure") - text.count("no")) + len(text) / 1e3
+        for text in group.answers
+    ]
 
 
 def _more_answers(pool: PairPool):
@@ -143,9 +146,7 @@ def _more_answers(pool: PairPool):
 def test_new_answers_go_to_prompts_that_are_not_held_out(make_loop, make_pool, tmp_path, store):
     pool = make_pool(60)
     desk = SimulatedDesk(store, [SimulatedAnnotator("ann", 0)], of_ranks_or_words)
-    loop = make_loop(
-        pool, desk=desk, truth=None, fresh=_more_answers(pool), fresh_prompts=3
-    )
+    loop = make_loop(pool, desk=desk, truth=None, fresh=_more_answers(pool), fresh_prompts=3)
     assert loop.run() == "stopped"
     whole = loop.pool_at(99)
     assert len(whole.groups) == 60 + 3 * 2  # no model chose them in the first round
@@ -153,8 +154,12 @@ def test_new_answers_go_to_prompts_that_are_not_held_out(make_loop, make_pool, t
     new = whole.groups[60:]
     assert not {group.prompt.casefold() for group in new} & held
     assert all(one["curve"] is None for one in measures(tmp_path / "run"))
-    asked = {name for f in (tmp_path / "run").glob("rounds/*/choice.json")
-             for row in json.loads(f.read_text())["rows"] for name in row["pairs"]}
+    asked = {
+        name
+        for f in (tmp_path / "run").glob("rounds/*/choice.json")
+        for row in json.loads(f.read_text())["rows"]
+        for name in row["pairs"]
+    }
     assert asked & {pair.id for pair in whole.pairs if pair.group >= 60}
 
 
@@ -186,14 +191,22 @@ def test_a_pool_that_is_asked_out_ends_the_loop(make_loop, make_pool, questions,
     assert len(questions(tmp_path / "run")) == 12
 
 
+def timed_rankings(store):
+    """Five rankings of something else, six seconds each."""
+    texts = ("w", "x", "y", "z")
+    said = [Ranking(f"{i}?", texts, (0, 1, 2, 3), "ann", lead_time=6.0) for i in range(5)]
+    store.add_judgements(said)
+
+
 def test_rankings_are_asked_where_they_tell_more_a_minute(
     make_loop, make_pool, questions, store, tmp_path
 ):
     pool = make_pool(80, answers=4)
+    timed_rankings(store)
     loop = make_loop(pool, rankings=True, truth=None, batch=12, rules=Rules(rounds=3))
     assert loop.run() == "stopped"
     asked = questions(tmp_path / "run")
-    kinds = [{row["kind"] for row in asked if not row["held"] and row["queue"]}, None][0]
+    kinds = {row["kind"] for row in asked if not row["held"]}
     assert kinds == {"pair", "ranking"}  # nobody knows anything in the first round
     held = loop.chooser.held(pool)
     for row in asked:
@@ -205,11 +218,15 @@ def test_rankings_are_asked_where_they_tell_more_a_minute(
     assert len(everything) == len(set(everything))  # no pair of a ranking is asked again
     weights = {row.get("weight") for row in trained_on(tmp_path / "run") if "weight" in row}
     assert weights == {1.0, pytest.approx(1 / 3)}
-    why = [json.loads(f.read_text())["why"] for f in sorted(tmp_path.glob("run/rounds/*/choice.json"))]
-    assert "assumed as log2(4!)" in why[1]
-    assert "median time" in why[2]
+    why = [
+        json.loads(f.read_text())["why"] for f in sorted(tmp_path.glob("run/rounds/*/choice.json"))
+    ]
+    assert why[0] == ""
+    assert "rankings of 4 tell" in why[1]
+    assert "(median time of 5)" in why[1]
     said = read_said(store, pool)
     assert len(said.shares) == len(everything)
+    assert said.timed == len(asked)  # the five that were timed before are not of this pool
 
 
 def test_whoever_a_budget_names_answers_alone(make_loop, make_pool, questions, store, tmp_path):
@@ -302,7 +319,7 @@ def test_an_answer_that_is_none_names_its_line(
 
 
 def test_a_pool_without_room_for_a_holdout_is_refused(make_pool):
-    with pytest.raises(ConfigError, match="acquisition.holdout: 0.001 of 20 prompts holds 0 out"):
+    with pytest.raises(ConfigError, match=r"acquisition.holdout: 0\.001 of 20 prompts holds 0 out"):
         check_pool(make_pool(20), Holdout(0.001))
     with pytest.raises(ConfigError, match="holds every pair out"):
         check_pool(make_pool(5), Holdout(0.999))

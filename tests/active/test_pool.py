@@ -146,10 +146,13 @@ def test_a_store_s_pairs_keep_their_order(store):
 
 
 @pytest.mark.data
-def test_real_preferences_make_a_pool():
+def test_real_preferences_make_a_pool(tmp_path):
     path = SHARED / "hh_harmless.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    pool = read_pairs(str(path), {}, 100, None)
-    assert 90 < len(pool.pairs) <= 100
+    with pytest.raises(DataError, match=r"hh_harmless.jsonl.gz:87: chosen is empty.*bad_rows"):
+        read_pairs(str(path), {}, 100, None)
+    pool = read_pairs(str(path), {}, 100, None, tmp_path / "quarantine.jsonl")
+    assert len(pool.pairs) == 99
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 1
     assert all(sorted(group.ranks) == [1.0, 2.0] for group in pool.groups)

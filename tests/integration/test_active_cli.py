@@ -92,8 +92,14 @@ def test_two_rounds_a_report_and_a_model_for_ppo(config, cli, tmp_path):
 def test_heads_on_a_policy_s_answers_with_fresh_ones(config, cli, tmp_path, world, monkeypatch):
     result = cli(
         *config(
-            pool={"source": "prompts", "path": str(world.prompts), "samples": 3,
-                  "fresh_prompts": 2, "build": "double_thompson", "limit": 20},
+            pool={
+                "source": "prompts",
+                "path": str(world.prompts),
+                "samples": 3,
+                "fresh_prompts": 2,
+                "build": "double_thompson",
+                "limit": 20,
+            },
             posterior={"kind": "heads", "count": 2, "retrain": "warm"},
             annotators={"truth": "tiny_rewards:length", "temperature": 0.1},
         )
@@ -148,8 +154,9 @@ def test_members_for_a_store_and_a_person_with_a_file(config, cli, tmp_path):
     assert (found["status"], found["results"]["waiting"]) == ("completed", None)
     assert len(found["results"]["models"]) == 2
     with FeedbackStore(url) as store:
-        assert all((one.label == "a") == one.response_a.startswith("There")
-                   for one in store.comparisons())
+        assert all(
+            (one.label == "a") == one.response_a.startswith("There") for one in store.comparisons()
+        )
         assert store.counts().comparisons == 6
     assert "is not known" in json.loads((run / "active.json").read_text())["random"]
 
@@ -187,7 +194,10 @@ def test_every_mistake_at_once_before_weights_are_read(config, cli, hollow_model
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"pool": {"source": "store", "path": "x.jsonl"}}, "pool.path: 'x.jsonl' is no store's URL"),
+        (
+            {"pool": {"source": "store", "path": "x.jsonl"}},
+            "pool.path: 'x.jsonl' is no store's URL",
+        ),
         ({"pool": {"path": "sqlite:///x.db"}}, "pool.path: is a store, and pool.source is pairs"),
         ({"pool": {"source": "prompts"}}, "annotators.truth: a pool of prompts has no labels"),
         ({"annotators": {"truth": "nothing:here"}}, "annotators.truth: "),
@@ -195,8 +205,10 @@ def test_every_mistake_at_once_before_weights_are_read(config, cli, hollow_model
         ({"pool": {"fresh_prompts": 1}}, "pool.fresh_prompts: the policy's new answers have no"),
         ({"acquisition": {"people": [{"name": "a", "price": 1}]}}, "acquisition.people: nobody's"),
         ({"stopping": {"rounds": None}}, "nothing ends the loop for sure"),
-        ({"pool": {"source": "prompts", "samples": 2}, "acquisition": {"rankings": True}},
-         "pool.samples: 2 answers make no ranking"),
+        (
+            {"pool": {"source": "prompts", "samples": 2}, "acquisition": {"rankings": True}},
+            "pool.samples: 2 answers make no ranking",
+        ),
         ({"acquisition": {"holdout": 0.001}}, "acquisition.holdout: 0.001 of 28 prompts holds 0"),
         ({"trainer": {"learning_rte": 1}}, "trainer.learning_rte: RewardConfig has no such key"),
     ],

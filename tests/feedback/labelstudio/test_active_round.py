@@ -20,7 +20,7 @@ from feedback.acquisition import STRATEGIES, Holdout
 from feedback.labelstudio.client import DoubtfulError
 from feedback.labelstudio.journal import projects
 from feedback.labelstudio.session import AnnotatorSession, entry, pair_result
-from feedback.schema import Comparison
+from feedback.schema import Comparison, Ranking
 
 # The first test may have to install the server.
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
@@ -124,6 +124,10 @@ def test_rounds_in_the_order_of_the_queue(client, store, person, make_loop, tmp_
 
 
 def test_rankings_have_a_project_of_their_own(client, store, person, make_loop, tmp_path):
+    texts = ("w", "x", "y", "z")
+    store.add_judgements(
+        [Ranking(f"{i}?", texts, (0, 1, 2, 3), "ann", lead_time=12.0) for i in range(5)]
+    )
     loop = make_loop(made.make_pool(60, answers=4), rankings=True)
     assert loop.run() == "waiting"
     (pairs,) = projects(store, loop.desk.name)
@@ -137,6 +141,7 @@ def test_rankings_have_a_project_of_their_own(client, store, person, make_loop, 
     answer(person, pairs.project)
     assert loop.run() == "stopped"
     orders = [one for one in store.judgements() if not isinstance(one, Comparison)]
+    orders = [one for one in orders if one.annotator != "ann"]
     assert len(orders) == len(keys)
     for one in orders:
         worths = [made.worth(one.responses[place]) for place in one.order]
@@ -154,13 +159,16 @@ def test_a_server_that_is_away(client, make_loop, tmp_path):
         away.run()
     lines: list[str] = []
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
-    def sleep(seconds):
+    def sleep(seconds: float) -> None:
         if len(lines) > 2:
-            raise Enough
+            raise EnoughError
+        lines.append("nap")
 
-    with pytest.raises(Enough):  # who waits goes on looking
-        replace(away, say=lines.append).run(wait=1.0, sleep=lambda s: (lines.append("nap"), sleep(s)))
+    with pytest.raises(EnoughError):  # who waits goes on looking
+        replace(away, say=lines.append).run(
+            wait=1.0, sleep=lambda s: (lines.append("nap"), sleep(s))
+        )
     assert any("no connection" in line for line in lines)
