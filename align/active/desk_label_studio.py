@@ -34,7 +34,6 @@ class LabelStudioDesk:
     overlap: int = 1
     emails: Sequence[str] = field(default_factory=tuple)
     say: Callable[[str], None] = lambda line: None
-    human = True
 
     @property
     def needed(self) -> int:

@@ -38,8 +38,9 @@ class Question:
 class Desk(Protocol):
     """Where people are asked."""
 
-    needed: int  # answers to each question
-    human: bool  # whether one has to wait for them
+    @property
+    def needed(self) -> int:
+        """Answers to each question."""
 
     def ask(self, questions: Sequence[Question], round: int) -> str:
         """Put questions; what to do next, in words."""
@@ -55,7 +56,6 @@ class SimulatedDesk:
     store: FeedbackStore
     people: Sequence[SimulatedAnnotator]
     utilities: Utilities
-    human = False
 
     @property
     def needed(self) -> int:
@@ -124,7 +124,6 @@ class FileDesk:
     store: FeedbackStore
     folder: Path
     needed = 1
-    human = True
 
     def ask(self, questions: Sequence[Question], round: int) -> str:
         """Write the round's file, unless it is there: it may hold answers already."""

@@ -54,7 +54,9 @@ def draw_answers(
             sampler.close()
     texts = [one if isinstance(one, str) else one[-1]["content"] for one in drawn.completions]
     parts = [texts[start : start + samples] for start in range(0, len(texts), samples)]
-    return [list(dict.fromkeys(t for t in part if t.strip())) for part in parts]
+    # White space around an answer makes no other one.
+    kept = [{t.strip(): t for t in reversed(part) if t.strip()} for part in parts]
+    return [list(reversed(one.values())) for one in kept]
 
 
 def groups_of(
@@ -95,7 +97,8 @@ def beside(groups: Sequence[Group], answers: Sequence[Sequence[str]], source: st
     """The groups with fresh answers beside their old ones; where nothing is new, none."""
     found = []
     for group, texts in zip(groups, answers, strict=True):
-        new = [text for text in texts if text not in group.answers]
+        old_words = {text.strip() for text in group.answers}
+        new = [text for text in texts if text.strip() not in old_words]
         if new:
             old = group.sources or ("",) * len(group.answers)
             who = dict(zip(group.answers, old, strict=True)) | dict.fromkeys(new, source)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.active.checks import policy_of
+from align.active.choose import check_pool
 from align.active.desks import Desk, FileDesk, SimulatedDesk, of_ranks
 from align.active.fit import RewardLearner
 from align.active.fresh import beside, draw_answers, groups_of, with_room
@@ -27,12 +28,12 @@ from reward.score import encode_answer
 Answers = list[Any]
 
 
-def open_store(config: ActiveStage, run: Path) -> FeedbackStore:
+def open_store(config: ActiveStage, run: Path, *, dry_run: bool = False) -> FeedbackStore:
     """The store that answers go to: the one named, or `feedback.db` in the run directory."""
-    url = config.annotators.store or f"sqlite:///{run / 'feedback.db'}"
     if config.pool.source == "store":
         return FeedbackStore(config.pool.path, create=False)
-    return FeedbackStore(url)
+    named = None if dry_run else config.annotators.store  # a dry run makes none
+    return FeedbackStore(named or f"sqlite:///{run / 'feedback.db'}")
 
 
 def open_pool(
@@ -57,7 +58,8 @@ def open_pool(
         The pool, and how many answers were too long.
 
     Raises:
-        DataError: no pair is left.
+        DataError: no pair is left, or prompts are of both kinds.
+        ConfigError: the holdout leaves nothing to measure on or to choose from.
     """
     file = run / "pool.jsonl"
     if file.is_file():
@@ -65,9 +67,15 @@ def open_pool(
     pool = _made(config.pool, config, run, store, tokenizer)
     if config.pool.source == "store":
         pool = _undrawn(pool, store, holdout)
+    if len({isinstance(group.prompt, str) for group in pool.groups}) > 1:
+        raise DataError(
+            f"{config.pool.path}: holds text prompts and conversations. Fix: make them alike, since "
+            "one model is trained on both."
+        )
     pool, dropped = fitting(pool, tokenizer, longest)
     if not pool.pairs:
         raise DataError(f"{config.pool.path}: no pair is left ({dropped} answers are too long).")
+    check_pool(pool, holdout)
     save_pool(file, pool.groups)
     return pool, dropped
 

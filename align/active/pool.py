@@ -231,7 +231,12 @@ def load_pool(path: Path) -> list[Group]:
 
 def shuffled(prompt: Text, answers: Sequence[str], ranks: Sequence[float] = ()) -> dict[str, Any]:
     """`answers` and `ranks`, each different answer once, in an order that a hash decides."""
-    known = dict(zip(answers, ranks or [0.0] * len(answers), strict=True))
+    known: dict[str, float] = {}
+    seen = set()  # by their words: white space around them makes no other answer
+    for text, rank in zip(answers, ranks or [0.0] * len(answers), strict=True):
+        if text.strip() not in seen:
+            known[text] = rank
+            seen.add(text.strip())
     key = json.dumps(prompt, sort_keys=True)
     order = sorted(known, key=lambda text: hashlib.blake2b(f"{key}|{text}".encode()).digest())
     return {

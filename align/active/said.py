@@ -100,6 +100,8 @@ def training_rows(pool: PairPool, said: Said, held: Collection[str]) -> list[dic
             continue
         pair = pool.pairs[pool.place[name]]
         group = pool.groups[pair.group]
+        if group.answers[pair.first].strip() == group.answers[pair.second].strip():
+            continue  # no model could tell them apart
         places = (pair.first, pair.second) if share > 0.5 else (pair.second, pair.first)
         texts = [_as_given(group.prompt, group.answers[place]) for place in places]
         rows.append({"prompt": group.prompt, "chosen": texts[0], "rejected": texts[1]})

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.active.checks import check_active
-from align.active.choose import Chooser, check_pool
+from align.active.choose import Chooser
+from align.active.desks import Desk
 from align.active.fit import RewardLearner
-from align.active.loop import Loop
+from align.active.loop import Fresh, Loop
 from align.active.open import (
     open_desk,
     open_fresh,
@@ -61,13 +62,13 @@ def run(
         console.print("dry run of active: configuration is fine; nothing sampled or asked.")
         run.finish(dry_run=True)
         return
-    with open_store(config, run.path) as store:
+    with open_store(config, run.path, dry_run=dry_run) as store:
+        desk = open_desk(config.annotators, store, run.path, config.run.seed, _say)
         pool, dropped = open_pool(config, run.path, store, tokenizer, longest, chooser.holdout)
         if dropped:
             run.warn(
                 f"{dropped} answers are longer than {longest} tokens and left out of the pool."
             )
-        check_pool(pool, chooser.holdout)
         console.print(_size(pool, chooser.held(pool)), highlight=False)
         if dry_run:
             console.print("dry run of active: configuration and pool are fine; nothing asked.")
@@ -76,7 +77,8 @@ def run(
         run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
         run.add_parent("data", config.pool.path, fingerprint=fingerprint(config.pool.path))
         learner = open_learner(config)
-        loop = _loop(config, run, store, pool, chooser, learner, tokenizer, longest)
+        fresh = open_fresh(config, run.path, tokenizer, longest)
+        loop = _loop(config, run, store, pool, chooser, learner, desk, fresh)
         ending = loop.run(wait=config.annotators.poll if wait else None)
         _finish(loop, run, learner, ending)
 
@@ -88,11 +90,10 @@ def _loop(
     pool: PairPool,
     chooser: Chooser,
     learner: RewardLearner,
-    tokenizer: Any,
-    longest: int | None,
+    desk: Desk,
+    fresh: Fresh,
 ) -> Loop:
     """The loop that the configuration asks for."""
-    desk = open_desk(config.annotators, store, run.path, config.run.seed, _say)
     settings = {
         "strategy": config.acquisition.strategy,
         "first": config.acquisition.first,
@@ -108,7 +109,6 @@ def _loop(
         story = tell_story(run.path, whole, read_said(store, whole), settings, state)
         write_json(run.path / "active.json", story)
 
-    fresh = open_fresh(config, run.path, tokenizer, longest) if config.pool.fresh_prompts else None
     loop = Loop(
         run.path,
         pool,
@@ -136,7 +136,8 @@ def _finish(loop: Loop, run: Run, learner: RewardLearner, ending: str) -> None:
     """Record how it stands; once it has stopped, put the last model where the next stage looks."""
     story = json.loads((run.path / "active.json").read_text(encoding="utf-8"))
     last = [one for one in rounds_of(run.path) if (one.fit / "train.jsonl").is_file()]
-    results: dict[str, Any] = {"rounds": len(story["rounds"]), **story["cost"]}
+    asked = sum(one["asked"] > 0 for one in story["rounds"])
+    results: dict[str, Any] = {"rounds": asked, **story["cost"]}
     measured = [one["accuracy"] for one in story["rounds"] if one.get("accuracy")]
     if measured:
         results["holdout"] = measured[-1]
