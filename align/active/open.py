@@ -69,8 +69,8 @@ def open_pool(
         pool = _undrawn(pool, store, holdout)
     if len({isinstance(group.prompt, str) for group in pool.groups}) > 1:
         raise DataError(
-            f"{config.pool.path}: holds text prompts and conversations. Fix: make them alike, since "
-            "one model is trained on both."
+            f"{config.pool.path}: holds text prompts and conversations. Fix: make them alike, "
+            "since one model is trained on both."
         )
     pool, dropped = fitting(pool, tokenizer, longest)
     if not pool.pairs:
