@@ -5,8 +5,9 @@
 A float32 Llama of 5.8M parameters (configs/models/llama-6m.json) with random weights, and prompts
 of 12 to 384 tokens, 120 in the mean, spread as dialogues are. Drawn at temperature 1 are 128 tokens
 for each prompt, or 40 in the mean and 128 at most: the weights make the end-of-sequence token as
-likely as that takes, for all arms the same. At batch 64 and 128, each arm in a process of its own,
-with the same number of threads, in turn:
+likely as that takes, for all arms the same. A third kind, `equal`, is 128 tokens for prompts of 120
+tokens each: where nothing is padded. At batch 64 and 128, each arm in a process of its own, with
+the same number of threads, in turn:
 
 - ours: `TransformersSampler.draw`;
 - dynamic, static: `generate` with either cache, log-probabilities from its `output_logits`;
@@ -44,7 +45,8 @@ MODULE = "benchmarks.rollout"
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "models" / "llama-6m.json"
 PAD, END, VOCABULARY = 0, 1, 4096
 LONGEST, MEAN = 128, 40.0  # tokens of a completion
-KINDS = ("fixed", "variable")
+KINDS = ("fixed", "variable", "equal")
+EQUAL = 120  # tokens of each prompt of the kind `equal`
 NEVER = 1e-12  # how likely the end is where lengths are fixed
 ERRORS = 4  # standard errors that a mean length may be off; it spreads about as much as its size
 
@@ -119,8 +121,11 @@ def prepare(folder: Path, count: int) -> None:
         tokenizer_object=words, pad_token=f"t{PAD}", eos_token=f"t{END}"
     )
     settings = json.loads(MODEL.read_text(encoding="utf-8"))
-    prompts = make_prompts(count)
-    for kind, share in zip(KINDS, (NEVER, end_share(MEAN, LONGEST)), strict=True):
+    spread, equal = make_prompts(count), make_prompts(count, EQUAL)
+    likely = end_share(MEAN, LONGEST)
+    for kind, share, prompts in zip(
+        KINDS, (NEVER, likely, NEVER), (spread, spread, equal), strict=True
+    ):
         model = build_model(settings, tokenizer, seed=0).eval()
         make_end_likely(model, share)
         model.save_pretrained(folder / kind)
@@ -128,13 +133,14 @@ def prepare(folder: Path, count: int) -> None:
         (folder / kind / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
 
 
-def make_prompts(count: int) -> Prompts:
-    """Random tokens; lengths spread like those of dialogues (log-normal), 12 to 384."""
+def make_prompts(count: int, equal: int | None = None) -> Prompts:
+    """Random tokens; lengths spread like those of dialogues (log-normal), 12 to 384, or equal."""
     generator = torch.Generator().manual_seed(1)
     spread = (torch.randn(count, generator=generator) * 0.7 + math.log(100)).exp()
+    lengths = spread.clamp(12, 384).long().tolist() if equal is None else [equal] * count
     return [
         torch.randint(END + 1, VOCABULARY, (length,), generator=generator).tolist()
-        for length in spread.clamp(12, 384).long().tolist()
+        for length in lengths
     ]
 
 
@@ -184,7 +190,7 @@ def arm(arguments: list[str]) -> int:
     started, busy = time.perf_counter(), time.process_time()
     tokens, logprobs = draw(prompts)
     elapsed, busy = time.perf_counter() - started, time.process_time() - busy
-    fixed = given.folder.name == "fixed"
+    fixed = given.folder.name != "variable"
     wanted = len(prompts) * (LONGEST if fixed else MEAN)
     allowed = 0 if fixed else ERRORS / math.sqrt(len(prompts))
     if abs(tokens / wanted - 1) > allowed or logprobs != tokens:

@@ -62,12 +62,6 @@ def take_out(parts: Mapping[str, Dataset | None]) -> tuple[dict[str, Dataset | N
         empty = sum(value is None for value in values)
         if empty:
             first = next(row for row, value in enumerate(values) if value is None)
-            if name == PREFIX + SOURCE:
-                raise DataError(
-                    f"{empty} of {len(values)} training rows come of no source, but data.sampler "
-                    "goes by source. Fix: write the rows of data.augment's templates and models "
-                    "to a file once (align.data.augment) and name it in data.train."
-                )
             raise DataError(
                 f"{empty} of {len(values)} training rows have no {column!r}, which data.curriculum "
                 f"or data.sampler reads; row {first + 1} is the first. Fix: name a column of the "

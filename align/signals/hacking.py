@@ -96,7 +96,8 @@ def _alarm(step: int, proxy: Sign, falling: list[Sign], hints: list[Sign]) -> Al
     if falling:
         advice = (
             "The policy may be learning the reward model's mistakes. Take an earlier checkpoint, "
-            "raise trainer.kl_coef, or train against an ensemble's lower bound."
+            "raise trainer.kl_coef, have people compare these answers, or train against an "
+            "ensemble's lower bound, which helps as far as its members disagree about them."
         )
     else:
         advice = (

@@ -1,9 +1,10 @@
 """Trends, bends and means of a noisy series, each with an interval.
 
-Least squares. The updates of one run are correlated, so errors are inflated by what the lag-1
-autocorrelation of the residuals says (Wilks 1997, Journal of Climate 10, "Resampling hypothesis
+Least squares. Noise is what a curve of higher order than the fit leaves, for learning is smooth and
+rarely straight. The updates of one run are correlated, so errors are inflated by what the lag-1
+autocorrelation of the noise says (Wilks 1997, Journal of Climate 10, "Resampling hypothesis
 tests for autocorrelated fields", eq. 10: n' = n (1 - r) / (1 + r)), after r is corrected for the
-bias that fitting a line gives it (Kendall 1954, Biometrika 41).
+bias that fitting a curve gives it (Kendall 1954, Biometrika 41).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def trend(
     level: float = 0.99,
     before: Sequence[float] = (),
 ) -> Trend:
-    """The line through N >= 8 points and the interval of its rise.
+    """The line through N >= 8 points and the interval of its rise; noise is what a parabola leaves.
 
     Args:
         steps: (N,) ascending.
@@ -75,7 +76,7 @@ def trend(
     Raises:
         ValueError: fewer than 8 points.
     """
-    fitted, design, half = _fit(steps, values, 1, level, before)
+    fitted, design, half = _fit(steps, values, 1, level, before, smooth=2)
     line = design @ fitted
     change = float(fitted[1])  # the coordinate runs over 1
     low, high = change - float(half[1]), change + float(half[1])
@@ -145,8 +146,8 @@ def _fit(
     correlation = _autocorrelation(residuals, order)
     if len(before) >= LEAST_POINTS:
         longer = np.concatenate([before, y])
-        parabola, at, _ = _solve(np.linspace(-0.5, 0.5, len(longer)), longer, 2)
-        correlation = max(correlation, _autocorrelation(longer - at @ parabola, 2))
+        length = min(count, len(longer) // 2)
+        correlation = max(correlation, _earlier_correlation(longer, length, order))
     inflation = (1 + correlation) / (1 - correlation)
     variance = float(residuals @ residuals) / (count - order - 1) * inflation
     effective = max(2.0, count / inflation - order - 1)
@@ -161,11 +162,28 @@ def _solve(x: np.ndarray, y: np.ndarray, degree: int) -> tuple[np.ndarray, np.nd
     return inverse @ (design.T @ y), design, inverse
 
 
+def _earlier_correlation(values: np.ndarray, length: int, order: int) -> float:
+    """Autocorrelation around curves of their own through all stretches of `length` points.
+
+    One curve through all of them would leave whatever it does not follow, a rise that turns, as
+    correlated noise, and no later fall would be told from a random walk.
+    """
+    stretches = values[len(values) % length :].reshape(-1, length)
+    design = _solve(np.linspace(-0.5, 0.5, length), stretches[0], order)[1]
+    around = stretches - stretches @ design @ np.linalg.pinv(design)
+    return _autocorrelation(around, order)
+
+
 def _autocorrelation(residuals: np.ndarray, degree: int) -> float:
-    """Lag-1 autocorrelation of a fit's residuals, corrected for the fit; 0 to 0.9."""
-    count, total = len(residuals), float(residuals @ residuals)
+    """Lag-1 autocorrelation of a fit's residuals, corrected for the fit; 0 to 0.9.
+
+    Args:
+        residuals: (N,), or (M, N) of M fits to N points each.
+        degree: of each fit.
+    """
+    count, total = residuals.shape[-1], float((residuals**2).sum())
     if total <= 0:
         return 0.0
-    r = float(residuals[1:] @ residuals[:-1]) / total
+    r = float((residuals[..., 1:] * residuals[..., :-1]).sum()) / total
     r = (count * r + degree + 1) / (count - 2 * (degree + 1))  # Kendall's correction
     return min(max(r, 0.0), MOST_CORRELATION)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from align.config.order import CurriculumSection, SamplerSection
 from align.config.sections import DataSection
 from align.config.stages import RewardStage, TrainingStage
+from align.data.carried import wanted
 from align.data.curriculum.measures import MEASURES, load_difficulty
 from align.errors import ConfigError, DataError, Problem
 from align.stages.preflight import is_classifier, model_fault
@@ -35,6 +36,7 @@ SAMPLER_OPTIONS = {
     "difficulty": ("difficulty",),
     "model": ("difficulty",),
 }
+OF_NO_ROW = ("templates", "generated")  # kinds of data.augment whose rows have no origin
 MODEL_MEASURES = ("perplexity", "loss", "reward_margin")
 
 
@@ -52,6 +54,12 @@ def check_order(config: TrainingStage) -> None:
         problems += _sampler(config, sampler, f"data.sampler.{index}")
     if data.curriculum is not None or data.sampler:
         problems += _trainer(config)
+    new = [index for index, entry in enumerate(data.augment) if entry.kind in OF_NO_ROW]
+    if new and wanted(data):
+        what = "makes rows of no source and without the columns that data.curriculum and "
+        what += "data.sampler read."
+        fix = "make the rows once with align.data.augment, and name that file in data.train."
+        problems += [Problem(f"data.augment.{index}", what, fix) for index in new]
     if problems:
         raise ConfigError(problems)
 

@@ -38,7 +38,10 @@ def test_the_end_is_as_likely_as_was_asked_and_in_one_kind_only(folder):
     wanted = rollout.end_share(rollout.MEAN, rollout.LONGEST)
     assert float(shares["variable"].mean()) == pytest.approx(wanted, rel=0.1)
     assert float(shares["variable"].std()) < wanted / 2  # nearly a constant
-    assert float(shares["fixed"].max()) < 1e-9
+    assert max(float(shares[kind].max()) for kind in ("fixed", "equal")) < 1e-9
+    equal = json.loads((folder / "equal" / "prompts.json").read_text())
+    assert {len(prompt) for prompt in equal} == {rollout.EQUAL}
+    assert len({tuple(prompt) for prompt in equal}) == len(equal) == len(prompts)
 
 
 @pytest.mark.parametrize("name", ["ours", "dynamic", "static"])

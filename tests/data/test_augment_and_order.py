@@ -7,9 +7,11 @@ import json
 import pytest
 
 from align.config.sections import DataSection
+from align.config.stages import SFTStage
 from align.data import load_splits
 from align.data.carried import take_out
-from align.errors import DataError
+from align.errors import ConfigError
+from align.stages.order_checks import check_order
 
 TYPOS = [{"kind": "typos", "rate": 0.3, "seed": 1}]
 
@@ -61,17 +63,17 @@ def test_made_rows_have_the_columns_of_their_origins(path, tmp_path):
     assert [row["hardness"] for row in made] == carried["hardness"][30:]
 
 
-def test_rows_of_no_source_cannot_be_drawn_by_source(path, tmp_path):
-    templates = tmp_path / "templates.json"
-    templates.write_text(
-        json.dumps(
-            {
-                "templates": [{"prompt": "Is {n} large?", "completion": "{n} is."}],
-                "slots": {"n": ["7", "8", "9"]},
-            }
+def test_rows_of_no_source_are_refused_where_columns_are_read(path):
+    """Before the templates' file is looked for."""
+    entries = [*TYPOS, {"kind": "templates", "path": "templates.yaml", "count": 3}]
+    for order in (
+        {"sampler": [{"by": "class", "column": "topic"}]},
+        {"curriculum": {"difficulty": "column", "column": "hardness"}},
+    ):
+        config = SFTStage(
+            model={"path": "x"}, data={"train": str(path), "augment": entries, **order}
         )
-    )
-    entry = {"kind": "templates", "path": str(templates), "count": 3}
-    splits = load_splits(section(path, augment=[entry], sampler=[{"by": "source"}]), "sft")
-    with pytest.raises(DataError, match="3 of 33 training rows come of no source"):
-        take_out({"train": splits.train})
+        with pytest.raises(ConfigError, match=r"data\.augment\.1: makes rows of no source"):
+            check_order(config)
+    by_length = {"train": str(path), "augment": entries, "curriculum": {"difficulty": "length"}}
+    check_order(SFTStage(model={"path": "x"}, data=by_length))

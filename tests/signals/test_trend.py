@@ -30,7 +30,9 @@ def test_white_noise_has_textbook_intervals():
     steps = np.arange(12.0)
     values = 0.3 * steps + np.tile([1.0, -1.0], 6)
     fit = stats.linregress(steps, values)
-    half = stats.t.ppf(0.975, 10) * fit.stderr * 11
+    noise = values - np.polyval(np.polyfit(steps, values, 2), steps)
+    deviation = np.sqrt(np.sum(noise**2) / 9)  # what a parabola of three numbers leaves
+    half = stats.t.ppf(0.975, 9) * deviation / np.sqrt(np.sum((steps - 5.5) ** 2)) * 11
     line = trend(list(range(12)), values.tolist(), 0.95)
     assert line.change == pytest.approx(fit.slope * 11)
     assert line.high - line.change == pytest.approx(half)
@@ -49,10 +51,18 @@ def test_intervals_cover_under_correlated_noise(correlation, most):
 
 def test_what_came_before_widens_a_short_window():
     wobble = [0.5 * (-1) ** step for step in range(16)]
-    waves = np.sin(np.arange(96) / 4).tolist()
+    waves = np.sin(np.arange(96) / 1.5).tolist()  # too short for a window to take them for a course
     alone = trend(range(16), wobble, 0.99)
     known = trend(range(16), wobble, 0.99, before=waves)
     assert known.high - known.low > 2 * (alone.high - alone.low)
+
+
+def test_a_rise_that_turned_hides_no_later_fall():
+    """What one curve does not follow is no random walk: each stretch has a line of its own."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 128)
+    course = np.interp(range(128), [0, 40, 96, 127], [0.0, 2.0, 1.8, -0.5]) + noise
+    line = trend(range(96, 128), course[96:].tolist(), 0.9999, before=course[:96].tolist())
+    assert -2.7 < line.low < -2.3 < line.high < -1.8
 
 
 def test_a_bend_is_told_from_a_line():
