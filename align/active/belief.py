@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,13 @@ class Belief:
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
-        given = {} if self.middle is None else {"middle": self.middle}
+        arrays: dict[str, Any] = {"scores": self.scores, "prior": self.prior}
+        arrays["states"] = self.states.astype(np.float32)
+        if self.middle is not None:
+            arrays["middle"] = self.middle
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as stream:
-            states = self.states.astype(np.float32)
-            np.savez(stream, scores=self.scores, states=states, prior=self.prior, **given)
+            np.savez(stream, **arrays)
         temporary.replace(path)
 
     @classmethod

@@ -18,7 +18,7 @@ from align.active.pool import WORDS_A_MINUTE, Group
 from align.data.rows import plain_text
 from align.errors import DataError
 from feedback.records import pair_of
-from feedback.schema import Comparison, Item, Ranking
+from feedback.schema import Comparison, Item, Label, Ranking
 from feedback.simulate import SimulatedAnnotator
 from feedback.store import FeedbackStore
 
@@ -215,11 +215,15 @@ def _judgement(
         order = tuple(item.shown[int(place) - 1] for place in answer)
         return Ranking(item.prompt, item.responses, order, who, item.id, lead_time=seconds)
     turned = item.shown == (1, 0)
-    label = "tie" if answer == "tie" else "ab"[(answer == "second") != turned]
+    label: Label = "tie"
+    if answer != "tie":
+        label = "b" if (answer == "second") != turned else "a"
+    first, second = item.responses
     return Comparison(
         item.prompt,
-        *item.responses,
-        label,  # type: ignore[arg-type]
+        first,
+        second,
+        label,
         who,
         strength=0 if label == "tie" else 1,
         swapped=turned,

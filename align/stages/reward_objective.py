@@ -175,7 +175,7 @@ def train_objective(
     judge = RewardModel(classifier, tokenizer, batch_size=size)
     notes: dict[str, Any] = {"objective": section.kind, "loss": section.chosen_loss}
     if scorer.tie is not None:
-        notes["tie_parameter"] = float(scorer.tie)
+        notes["tie_parameter"] = float(scorer.tie.detach())
     done = Trained(classifier, trainer.state.global_step, partial(ranking_results, scorer=judge))
     done.notes = notes
     if kind == "pairs":
