@@ -156,10 +156,8 @@ def labelled(draw: random.Random, number: int, noise: bool = True) -> Json:
     while utility(first) == utility(second):
         second = words(draw)
     difference = utility(first) - utility(second)
-    if noise:
-        swap = draw.random() > 1 / (1 + np.exp(-difference))
-    else:
-        swap = difference < 0
+    chance = 1 / (1 + np.exp(-difference)) if noise else float(difference > 0)
+    swap = draw.random() > chance
     better, worse = (second, first) if swap else (first, second)
     return {"prompt": f"Question {number}?\n", "chosen": better, "rejected": worse}
 

@@ -82,7 +82,9 @@ class PseudoSection(Section):
     calibration: float = Field(default=0.4, gt=0, lt=1)  # share of held-out prompts; rest: the gate
     ema: float = Field(default=0.5, ge=0, lt=1)  # share of the old teacher in the next
     max_weight: float = Field(default=0.5, gt=0)  # of all pseudo-labels, as a share of people's
-    balance: list[Literal["class", "position", "length"]] = ["class", "position", "length"]
+    balance: list[Literal["class", "position", "length"]] = Field(
+        default=["class", "position", "length"]
+    )
     slack: float = Field(default=0.25, ge=0)  # over a group's share in people's labels
     similarity: float | None = Field(default=0.95, gt=0, le=1)  # of near-duplicates; null: let in
     near: float | None = Field(default=None, ge=0, le=1)  # cosine to a labelled pair that is needed

@@ -23,17 +23,26 @@ from align.active.pool import PairPool
 from align.active.said import read_said
 from align.config.selftrain import AuditSection, LoopSection, PseudoSection
 from align.data.rows import plain_text, prompt_key
+from align.errors import DataError
 from align.evaluate.significance import bootstrap_interval
 from align.run import read_jsonl
 from align.selftrain.alike import different, embed_pairs, spread
 from align.selftrain.audit import Audited, audit, drawn_for_audit
-from align.selftrain.average import next_teacher
+from align.selftrain.average import ema_shares, next_teacher
 from align.selftrain.balance import balanced, shares_of
 from align.selftrain.fit import RewardEnsemble, margins_of
 from align.selftrain.gate import Gate, per_prompt
 from align.selftrain.policy import in_words
 from align.selftrain.pseudo import Labels, credit, pseudo_labels
-from align.selftrain.rounds import Json, Round, promoted_before, round_at, rounds_of, write_rows
+from align.selftrain.rounds import (
+    Json,
+    Round,
+    history,
+    promoted_before,
+    round_at,
+    rounds_of,
+    write_rows,
+)
 from align.selftrain.schedule import tau_at
 from align.selftrain.weights import capped_weights
 from feedback.store import FeedbackStore
@@ -75,15 +84,13 @@ class PreferenceRounds:
         if checked is None:
             return None
         if checked["fails"]:
-            stop = {"round": here.number, "promoted": False, "why": checked["fails"], "rows": 0}
-            none = {"value": None, "gain": None, "credits": []}
-            return here.write("measure", stop | none | {"stop": [f"audit: {checked['fails']}"]})
-        found = here.read("harvest") or self._labelled(here, checked)
+            return self._nothing(here, checked["fails"], stop="audit")
+        try:
+            found = here.read("harvest") or self._labelled(here, checked)
+        except DataError as error:  # the teacher's margins say nothing, or too few pairs were held
+            return self._nothing(here, str(error), stop="calibration")
         if not found["kept"]:
-            why = f"no label of {found['pairs']} pairs was kept"
-            self.say(f"round {here.number}: {why}")
-            empty = {"round": here.number, "promoted": False, "why": why, "rows": 0, "credits": []}
-            return here.write("measure", empty | {"value": None, "gain": None})
+            return self._nothing(here, f"no label of {found['pairs']} pairs was kept")
         self._audited(here)
         students = self.ensemble.fit(here.train, here.fit)
         return self._measured(here, students, found)
@@ -111,6 +118,13 @@ class PreferenceRounds:
         folder = round_at(self.folder, number).folder / "teacher"
         return [folder / f"member-{member}" for member in range(self.ensemble.count)]
 
+    def _nothing(self, here: Round, why: str, stop: str = "") -> Json:
+        """A round that trains nothing; `stop` names the rule that ends the loop by it."""
+        self.say(f"round {here.number}: {why}")
+        found: Json = {"round": here.number, "promoted": False, "why": why, "rows": 0}
+        found |= {"value": None, "gain": None, "credits": []}
+        return here.write("measure", found | ({"stop": [f"{stop}: {why}"]} if stop else {}))
+
     def _checked(self, here: Round) -> Json | None:
         """What people said of earlier rounds' labels; None: it is waited for."""
         said = read_said(self.store, self.pool)
@@ -137,8 +151,6 @@ class PreferenceRounds:
             rows += [
                 self._row(name, said.shares[name] > 0.5) | {"source": AUDITED} for name in names
             ]
-        if fails:
-            self.say(f"round {here.number}: {fails}")
         return here.write("checked", {"audits": tested, "rows": rows, "fails": fails})
 
     def _labelled(self, here: Round, checked: Mapping[str, Any]) -> Json:
@@ -312,6 +324,8 @@ class PreferenceRounds:
             before = cast(Json, round_at(self.folder, used).read("measure"))
             found |= self.gate.decide(own, before["credits"]).as_dict()
             if found["promoted"]:
+                students_so_far = 2 + sum(history(self.folder)[: here.number - 1])
+                found["teacher"] = ema_shares(self.pseudo.ema, students_so_far)
                 pairs = zip(self.teachers(used), students, strict=True)
                 for member, (teacher, student) in enumerate(pairs):
                     out = here.folder / "teacher" / f"member-{member}"

@@ -25,6 +25,7 @@ from align.selftrain.checks import (
 )
 from align.selftrain.draw import Asked, Drawer
 from align.selftrain.gate import Gate
+from align.selftrain.harvest import with_hint
 from align.selftrain.loop import Rounds, go
 from align.selftrain.policy import PolicyRounds
 from align.selftrain.preferences import PreferenceRounds
@@ -84,6 +85,8 @@ def _policy(
     data = load_prompts(config, run, tokenizer, context)  # type: ignore[arg-type]
     questions, held = _asked(data.train), _asked(data.validation)
     _check_held(len(held), "questions")
+    if config.harvest.hint is not None:
+        with_hint(questions[0].prompt, config.harvest.hint, questions[0].columns)
     console.print(f"{len(questions):,} questions; {len(held):,} are held out", highlight=False)
     if dry_run:
         return None
