@@ -27,6 +27,7 @@ from align.stages.preflight import (
 from align.stages.rewards import check_rewards
 
 CHOSEN = "which rows train is what the loop decides"
+BESIDE = "beside.jsonl"  # the rows of `harvest.beside`, without held-out prompts
 ONLY = {  # of `harvest`: the methods that read a key
     "hint": ("star",),
     "quantiles": ("rest",),
@@ -76,13 +77,17 @@ def inner_stage(config: SelftrainStage) -> str:
     return {"dpo": "dpo", "preferences": "reward"}.get(config.loop.method, "sft")
 
 
-def policy_learner(config: SelftrainStage) -> PolicyLearner:
-    """What trains a policy: `align sft` or `align dpo` with the loop's settings."""
+def policy_learner(config: SelftrainStage, run: Path) -> PolicyLearner:
+    """What trains a policy: `align sft` or `align dpo` with the loop's settings.
+
+    Args:
+        config: of the loop.
+        run: its directory, where the rows of `harvest.beside` lie.
+    """
     names = {"model", "trainer", "peft", "guards", "tracking"}
     settings = config.model_dump(mode="json", include=names)
-    beside = config.harvest.beside or []
-    sources = [source.model_dump(mode="json") for source in beside]
-    return PolicyLearner(inner_stage(config), settings, sources)
+    beside = [{"path": str(run / BESIDE)}] if config.harvest.beside else []
+    return PolicyLearner(inner_stage(config), settings, beside)
 
 
 def reward_ensemble(config: SelftrainStage) -> RewardEnsemble:
@@ -98,7 +103,7 @@ def first_training(config: SelftrainStage, run: Path) -> TrainingStage:
     """The configuration of the first training, to have its trainer's arguments checked."""
     place, data = run / "rounds" / "001" / "fit", run / "rounds" / "001" / "train.jsonl"
     if config.loop.method in POLICY:
-        return policy_learner(config).config(config.model.path, data, place, config.run.seed)
+        return policy_learner(config, run).config(config.model.path, data, place, config.run.seed)
     return reward_ensemble(config).config(data, place, 0)
 
 

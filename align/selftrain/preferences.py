@@ -18,22 +18,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from align.active.open import as_given
 from align.active.pool import PairPool
 from align.active.said import read_said
 from align.config.selftrain import AuditSection, LoopSection, PseudoSection
-from align.data.rows import plain_text, prompt_key
+from align.data.rows import prompt_key
 from align.errors import DataError
 from align.evaluate.significance import bootstrap_interval
 from align.run import read_jsonl
-from align.selftrain.alike import different, embed_pairs, spread
 from align.selftrain.audit import Audited, audit, drawn_for_audit
 from align.selftrain.average import ema_shares, next_teacher
-from align.selftrain.balance import balanced, shares_of
 from align.selftrain.fit import RewardEnsemble, margins_of
 from align.selftrain.gate import Gate, per_prompt
+from align.selftrain.pairs import in_proportion, longer, new_pairs, pair_row, pool_sides, sides_of
 from align.selftrain.policy import in_words
-from align.selftrain.pseudo import Labels, credit, pseudo_labels
+from align.selftrain.pseudo import credit, pseudo_labels
 from align.selftrain.rounds import (
     Json,
     Round,
@@ -149,7 +147,8 @@ class PreferenceRounds:
                 fails = _failure(number, found, asked["tau"])
             names = [name for name in asked["labels"] if said.shares.get(name, 0.5) != 0.5]
             rows += [
-                self._row(name, said.shares[name] > 0.5) | {"source": AUDITED} for name in names
+                pair_row(self.pool, name, said.shares[name] > 0.5) | {"source": AUDITED}
+                for name in names
             ]
         return here.write("checked", {"audits": tested, "rows": rows, "fails": fails})
 
@@ -159,21 +158,22 @@ class PreferenceRounds:
         used = promoted_before(self.folder, here.number)
         teachers = self.teachers(used)
         margins = self._pool_margins(here, teachers)
-        known = margins_of(teachers, *_sides(self.calibration))
+        known = margins_of(teachers, *sides_of(self.calibration))
         temperature = fit_temperature(known.mean(axis=0))
         labels = pseudo_labels(margins, temperature)
+        human = [*self.human, *checked["rows"]]
         people = {row["pair"] for row in checked["rows"]}
         sure = [int(n) for n in labels.sure(tau) if self.pool.pairs[int(n)].id not in people]
-        new = self._different(sure)
-        kept = self._balanced(new, labels)
+        given = self.pseudo
+        new = new_pairs(self.pool, sure, human, given.similarity, given.near, given.most)
+        kept = in_proportion(self.pool, new, labels, human, given.balance, given.slack)
         names = [self.pool.pairs[place].id for place in kept]
         rows = [
-            self._row(name, bool(labels.first[place]))
+            pair_row(self.pool, name, bool(labels.first[place]))
             | {"p": float(labels.confidence[place]), "source": PSEUDO, "round": here.number}
             | {"teacher": used}
             for name, place in zip(names, kept, strict=True)
         ]
-        human = [*self.human, *checked["rows"]]
         total = sum(float(row.get("weight", 1.0)) for row in human)
         weights = capped_weights(total, [row["p"] for row in rows], self.pseudo.max_weight)
         write_rows(here.folder / "pseudo.jsonl", rows)
@@ -198,7 +198,7 @@ class PreferenceRounds:
                 "weight": float(weights.sum()),
                 "human_weight": total,
                 "expected": float(np.mean([row["p"] for row in rows])) if rows else None,
-                "longer": float(np.mean([_longer(row) == "longer" for row in rows]))
+                "longer": float(np.mean([longer(row) == "longer" for row in rows]))
                 if rows
                 else None,
                 "audits": checked["audits"],
@@ -214,54 +214,10 @@ class PreferenceRounds:
             if not file.is_file():
                 here.folder.mkdir(parents=True, exist_ok=True)
                 temporary = file.with_suffix(".tmp.npy")
-                np.save(temporary, margins_of([path], *self._pool_sides())[0])
+                np.save(temporary, margins_of([path], *pool_sides(self.pool))[0])
                 temporary.replace(file)
             found.append(np.load(file))
         return np.stack(found)
-
-    def _pool_sides(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Prompt, first and second answer of every pair."""
-        prompts, first, second = [], [], []
-        for pair in self.pool.pairs:
-            group = self.pool.groups[pair.group]
-            given = as_given(group.prompt, group.answers)
-            prompts.append(group.prompt)
-            first.append(given[pair.first])
-            second.append(given[pair.second])
-        return prompts, first, second
-
-    def _different(self, places: Sequence[int]) -> list[int]:
-        """The pairs that say something new; `most` of them, spread over what there is."""
-        if not places:
-            return []
-        texts = [_words(self._row(self.pool.pairs[place].id, True)) for place in places]
-        points, known = embed_pairs(texts, [_words(row) for row in self.human])
-        rows = different(points, known, self.pseudo.similarity, self.pseudo.near)
-        if self.pseudo.most is not None and len(rows) > self.pseudo.most:
-            rows = [rows[n] for n in spread(points[rows], known, self.pseudo.most)]
-        return [places[n] for n in rows]
-
-    def _balanced(self, places: Sequence[int], labels: Labels) -> list[int]:
-        """The labels in people's proportions of lengths, the pool's of classes, and even positions.
-
-        What people labelled says nothing of classes, and a pair's first answer is first by a hash.
-        """
-        groups = [self.pool.groups[self.pool.pairs[place].group] for place in places]
-        rows = [self._row(self.pool.pairs[n].id, bool(labels.first[n])) for n in places]
-        every = [self.pool.groups[pair.group].stratum for pair in self.pool.pairs]
-        offered: dict[str, Any] = {
-            "class": ([group.stratum for group in groups], shares_of(every)),
-            "position": ([bool(labels.first[n]) for n in places], {True: 0.5, False: 0.5}),
-            "length": ([_longer(row) for row in rows], shares_of([_longer(r) for r in self.human])),
-        }
-        chosen = [offered[name] for name in self.pseudo.balance]
-        kept = balanced(
-            [groups for groups, _ in chosen],
-            [shares for _, shares in chosen],
-            labels.confidence[list(places)],
-            self.pseudo.slack,
-        )
-        return [places[n] for n in kept]
 
     def _audited(self, here: Round) -> None:
         """Draw the pairs that people check, and put them into the store as questions."""
@@ -289,25 +245,11 @@ class PreferenceRounds:
         places = (pair.first, pair.second)
         return self.pool.groups[pair.group].item(places, round_name, self.seed)
 
-    def _row(self, name: str, first: bool) -> Json:
-        """A preference row of a pool's pair whose first answer is, or is not, the better one."""
-        pair = self.pool.pairs[self.pool.place[name]]
-        group = self.pool.groups[pair.group]
-        given = as_given(group.prompt, group.answers)
-        better, worse = (pair.first, pair.second) if first else (pair.second, pair.first)
-        return {
-            "pair": name,
-            "prompt": group.prompt,
-            "chosen": given[better],
-            "rejected": given[worse],
-            "first": first,
-        }
-
     def _measured(self, here: Round, students: Sequence[Path], kept: Mapping[str, Any]) -> Json:
         """How right the round's ensemble is on people's held-out pairs; whether it is promoted."""
         began = time.monotonic()
         keys = [prompt_key(row["prompt"]) for row in self.held]
-        credits = credit(margins_of(students, *_sides(self.held)))
+        credits = credit(margins_of(students, *sides_of(self.held)))
         own = per_prompt(credits, keys)
         interval = bootstrap_interval(own)
         found: Json = {
@@ -342,20 +284,6 @@ def _failure(number: int, found: Audited, tau: float) -> str:
         f"people agree with {found.right:g} of {found.answered} audited labels of round {number}, "
         f"at most {found.high:.0%} of all, and each of them claims more than {tau:.0%}"
     )
-
-
-def _sides(rows: Sequence[Json]) -> tuple[list[Any], list[Any], list[Any]]:
-    return tuple([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))  # type: ignore[return-value]
-
-
-def _longer(row: Mapping[str, Any]) -> str:
-    """Whether the better answer is the longer one, in characters."""
-    better, worse = len(plain_text(row["chosen"])), len(plain_text(row["rejected"]))
-    return "longer" if better > worse else "shorter" if better < worse else "equal"
-
-
-def _words(row: Mapping[str, Any]) -> str:
-    return "\n".join(plain_text(row[name]) for name in ("prompt", "chosen", "rejected"))
 
 
 def _metrics(found: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:

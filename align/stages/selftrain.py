@@ -7,38 +7,17 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from align.active.open import fitting
-from align.active.pool import PairPool, read_pairs
 from align.config.selftrain import POLICY
 from align.config.stages import SelftrainStage
-from align.data.rows import prompt_key
-from align.data.split import position_of
-from align.errors import DataError
 from align.run import Run, fingerprint, write_json
-from align.selftrain.checks import (
-    check_selftrain,
-    first_training,
-    policy_learner,
-    reward_ensemble,
-)
-from align.selftrain.draw import Asked, Drawer
-from align.selftrain.gate import Gate
-from align.selftrain.harvest import with_hint
+from align.selftrain.checks import check_selftrain, first_training
 from align.selftrain.loop import Rounds, go
-from align.selftrain.policy import PolicyRounds
+from align.selftrain.open import open_policy, open_preferences
 from align.selftrain.preferences import PreferenceRounds
 from align.selftrain.rounds import measured, promoted_before, round_at, rounds_of
 from align.selftrain.story import tell_story
-from align.stages.common import console, load_data, open_tokenizer, seed_everything, trainer_args
-from align.stages.dryrun import context_of
-from align.stages.on_policy import load_prompts
-from align.stages.rewards import common_context, models_of, open_rewards
-from feedback.store import FeedbackStore
-from reward.preferences import is_tie
-
-LEAST = 8  # held-out prompts of each part; fewer decide nothing
+from align.stages.common import console, open_tokenizer, seed_everything, trainer_args
+from align.stages.rewards import models_of
 
 
 def run(config: SelftrainStage, run: Run, *, resume: bool = False, dry_run: bool = False) -> None:
@@ -58,9 +37,9 @@ def run(config: SelftrainStage, run: Run, *, resume: bool = False, dry_run: bool
     args = trainer_args(first_training(config, run.path), run)
     tokenizer = open_tokenizer(config.model)
     if config.loop.method in POLICY:
-        kind = _policy(config, run, tokenizer, dry_run)
+        kind = open_policy(config, run, tokenizer, dry_run)
     else:
-        kind = _preferences(config, run, tokenizer, args.max_length, dry_run)
+        kind = open_preferences(config, run, tokenizer, args.max_length, dry_run)
     if dry_run or kind is None:
         console.print("dry run of selftrain: configuration and data are fine; nothing trained.")
         run.finish(dry_run=True)
@@ -75,141 +54,6 @@ def run(config: SelftrainStage, run: Run, *, resume: bool = False, dry_run: bool
 
     ending = go(run.path, kind, config.loop.rounds, config.loop.patience, told)
     _finish(run, kind, ending)
-
-
-def _policy(
-    config: SelftrainStage, run: Run, tokenizer: PreTrainedTokenizerBase, dry_run: bool
-) -> Rounds | None:
-    """The rounds of a policy; None in a dry run."""
-    context = common_context(context_of(config.model.path), config.reward)
-    data = load_prompts(config, run, tokenizer, context)  # type: ignore[arg-type]
-    questions, held = _asked(data.train), _asked(data.validation)
-    _check_held(len(held), "questions")
-    if config.harvest.hint is not None:
-        with_hint(questions[0].prompt, config.harvest.hint, questions[0].columns)
-    console.print(f"{len(questions):,} questions; {len(held):,} are held out", highlight=False)
-    if dry_run:
-        return None
-    return PolicyRounds(
-        run.path,
-        config.model.path,
-        config.loop,
-        config.harvest,
-        config.gate,
-        _gate(config),
-        questions,
-        held,
-        Drawer(config.model, config.rollout, run.path),
-        open_rewards(config.reward),
-        policy_learner(config),
-        seed=config.run.seed,
-        say=_say,
-        log=run.log,
-    )
-
-
-def _preferences(
-    config: SelftrainStage,
-    run: Run,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    dry_run: bool,
-) -> Rounds | None:
-    """The rounds of a reward model; None in a dry run."""
-    context = context_of(config.model.path)
-    data = load_data(
-        config,  # type: ignore[arg-type]
-        "preference",
-        run,
-        tokenizer,
-        max_length=max_length,
-        context=context,
-    )
-    human = [_without_nothing(row) for row in data.train.to_list()]
-    held = [row for row in (data.validation or []) if not is_tie(row)]
-    share, seed = config.pseudo.calibration, config.data.split_seed
-    places = [position_of(prompt_key(row["prompt"]), seed, b"calibrate") for row in held]
-    known = [row for row, place in zip(held, places, strict=True) if place < share]
-    gate = [row for row, place in zip(held, places, strict=True) if place >= share]
-    for rows, what in ((known, "prompts of the temperature"), (gate, "prompts of the gate")):
-        _check_held(len({prompt_key(row["prompt"]) for row in rows}), what)
-    pool, left_out = _pool(config, human, held)
-    limits = [length for length in (max_length, context) if length]
-    pool, overlong = fitting(pool, tokenizer, min(limits, default=None))
-    if not pool.pairs:
-        raise DataError(
-            f"{config.pseudo.path}: no pair is left to label ({left_out} prompts are held out or "
-            f"pairs labelled, {overlong} answers too long). Fix: name pairs that nobody compared."
-        )
-    console.print(
-        f"{len(human):,} pairs of people; {len(known):,} set the temperature and {len(gate):,} "
-        f"decide; {len(pool.pairs):,} pairs to label",
-        highlight=False,
-    )
-    if dry_run:
-        return None
-    run.add_parent(
-        "data", str(config.pseudo.path), fingerprint=fingerprint(str(config.pseudo.path))
-    )
-    return PreferenceRounds(
-        run.path,
-        config.loop,
-        config.pseudo,
-        config.audit,
-        _gate(config),
-        human,
-        known,
-        gate,
-        pool,
-        FeedbackStore(config.audit.store or f"sqlite:///{run.path / 'feedback.db'}"),
-        reward_ensemble(config),
-        seed=config.run.seed,
-        say=_say,
-        log=run.log,
-    )
-
-
-def _pool(
-    config: SelftrainStage, human: list[dict[str, Any]], held: list[dict[str, Any]]
-) -> tuple[PairPool, int]:
-    """The pairs that may be labelled: no held-out prompt, and no pair that people compared."""
-    given = config.pseudo
-    whole = read_pairs(str(given.path), given.columns, given.limit, given.stratum)
-    out = {prompt_key(row["prompt"]) for row in held}
-    seen = {_pair(row["prompt"], row["chosen"], row["rejected"]) for row in human}
-    groups = []
-    for group in whole.groups:
-        two = group.answers if len(group.answers) == 2 else None
-        if prompt_key(group.prompt) in out or (two and _pair(group.prompt, *two) in seen):
-            continue
-        groups.append(group)
-    return PairPool(tuple(groups)), len(whole.groups) - len(groups)
-
-
-def _pair(prompt: Any, first: Any, second: Any) -> tuple[str, frozenset[str]]:
-    texts = [one if isinstance(one, str) else one[-1]["content"] for one in (first, second)]
-    return prompt_key(prompt), frozenset(text.strip() for text in texts)
-
-
-def _asked(rows: Any) -> list[Asked]:
-    return [Asked(row.pop("prompt"), row) for row in (rows.to_list() if rows is not None else [])]
-
-
-def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _check_held(count: int, what: str) -> None:
-    if count < LEAST:
-        raise DataError(
-            f"{count} held-out {what}; at least {LEAST} are expected, and some hundreds to see a "
-            "gain of a few points. Fix: raise data.validation_fraction, or name data.validation."
-        )
-
-
-def _gate(config: SelftrainStage) -> Gate:
-    given = config.gate
-    return Gate(given.rule, given.tolerance, given.level, config.loop.rounds)
 
 
 def _settings(config: SelftrainStage) -> dict[str, Any]:

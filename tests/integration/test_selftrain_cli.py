@@ -188,10 +188,12 @@ def test_star_with_a_hint_beside_demonstrations_from_the_base(config, cli, tmp_p
     drawn = rows(run / "rounds" / "001" / "samples.jsonl")
     assert any(row["hinted"] for row in drawn)
     card = json.loads((run / "rounds" / "001" / "fit" / "data_card.json").read_text())
-    assert [Path(source["path"]).name for source in card["sources"]] == [
-        "train.jsonl",
-        "sft.jsonl",
-    ]
+    names = [Path(source["path"]).name for source in card["sources"]]
+    assert names == ["train.jsonl", "beside.jsonl"]
+    held = {row["prompt"].strip() for row in rows(world.prompts)}
+    held -= {row["prompt"].strip() for row in rows(run / "beside.jsonl")}
+    assert 8 <= len(held) < 20  # demonstrations of held-out questions are left out
+    assert f"{len(held)} rows of harvest.beside are held out" in str(record(run)["warnings"])
 
 
 def test_rest_keeps_stricter_from_the_same_answers(config, cli, tmp_path):
