@@ -50,6 +50,10 @@ PSEUDO = "pseudo-label"  # the provenance of a row that no person labelled
 AUDITED = "audit"  # of one that a person labelled because a machine had
 
 
+class UncalibratedError(DataError):
+    """A teacher whose confidence means nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class PreferenceRounds:
     """What the rounds of a reward model work with."""
@@ -85,7 +89,7 @@ class PreferenceRounds:
             return self._nothing(here, checked["fails"], stop="audit")
         try:
             found = here.read("harvest") or self._labelled(here, checked)
-        except DataError as error:  # the teacher's margins say nothing, or too few pairs were held
+        except UncalibratedError as error:
             return self._nothing(here, str(error), stop="calibration")
         if not found["kept"]:
             return self._nothing(here, f"no label of {found['pairs']} pairs was kept")
@@ -159,7 +163,10 @@ class PreferenceRounds:
         teachers = self.teachers(used)
         margins = self._pool_margins(here, teachers)
         known = margins_of(teachers, *sides_of(self.calibration))
-        temperature = fit_temperature(known.mean(axis=0))
+        try:
+            temperature = fit_temperature(known.mean(axis=0))
+        except DataError as error:  # the margins say nothing, or too few pairs are held out
+            raise UncalibratedError(str(error)) from error
         labels = pseudo_labels(margins, temperature)
         human = [*self.human, *checked["rows"]]
         people = {row["pair"] for row in checked["rows"]}

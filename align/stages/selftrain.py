@@ -52,8 +52,12 @@ def run(config: SelftrainStage, run: Run, *, resume: bool = False, dry_run: bool
     def told(state: Mapping[str, Any]) -> None:
         write_json(run.path / "selftrain.json", tell_story(run.path, _settings(config), state))
 
-    ending = go(run.path, kind, config.loop.rounds, config.loop.patience, told)
-    _finish(run, kind, ending)
+    try:
+        ending = go(run.path, kind, config.loop.rounds, config.loop.patience, told)
+        _finish(run, kind, ending)
+    finally:
+        if isinstance(kind, PreferenceRounds):
+            kind.store.close()
 
 
 def _settings(config: SelftrainStage) -> dict[str, Any]:
