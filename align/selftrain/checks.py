@@ -12,6 +12,7 @@ from align.config.stages import SelftrainStage, TrainingStage
 from align.data.read import READERS, file_suffix, missing
 from align.data.remote import is_store
 from align.errors import ConfigError, MissingDependencyError, Problem
+from align.processes import processes
 from align.rollout.open import check_rollout
 from align.selftrain.fit import PolicyLearner, RewardEnsemble
 from align.stages.dpo import check_losses
@@ -108,6 +109,9 @@ def first_training(config: SelftrainStage, run: Path) -> TrainingStage:
 
 
 def _models(config: SelftrainStage) -> Iterator[Problem]:
+    if processes() > 1:
+        what = f"{processes()} processes were started, and a loop draws, keeps and decides in one."
+        yield Problem("selftrain", what, "start it without `accelerate launch` or `torchrun`.")
     named = {"model.path": config.model.path}
     if config.loop.base is not None:
         named["loop.base"] = config.loop.base

@@ -237,10 +237,10 @@ class PolicyRounds:
             incumbent = cast(Json, before.read("measure"))["scores"]
             found |= self.gate.decide(own, incumbent).as_dict()
         found["seconds"] = round(time.monotonic() - began, 1)
+        self.log(metrics_of(found, kept), here.number)
         done = here.write("measure", found)
         shutil.rmtree(cache, ignore_errors=True)
         self.say(in_words(done))
-        self.log(metrics_of(done, kept), here.number)
         return done
 
     def _places(self, number: int) -> list[int]:

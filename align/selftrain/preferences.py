@@ -280,9 +280,9 @@ class PreferenceRounds:
                     out = here.folder / "teacher" / f"member-{member}"
                     next_teacher(teacher, student, out, self.pseudo.ema)
         found["seconds"] = round(time.monotonic() - began, 1)
+        self.log(_metrics(found, kept), here.number)
         done = here.write("measure", found)
         self.say(in_words(done))
-        self.log(_metrics(done, kept), here.number)
         return done
 
 
