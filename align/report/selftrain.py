@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from align.report.charts import Chart, Line
+from align.report.charts import Chart, Kind, Line
 from align.report.collect import RunData
 from align.report.evidence import Estimate
 from align.report.families import hue
 from align.report.notices import run_title
-from align.report.values import Json, mapping, number, rows, text
+from align.report.values import Json, items, mapping, number, rows, text
 
 METHODS = {
     "raft": "RAFT: trained on the best of its own answers.",
@@ -73,7 +73,7 @@ def _evidence(run: RunData) -> SelftrainEvidence:
         title=run_title(run),
         hue=hue("reward" if method == "preferences" else "sft"),
         status=status if status in ("stopped", "waiting") else "unfinished",  # type: ignore[arg-type]
-        why=[text(why) for why in story.get("why") or []],
+        why=[text(why) for why in items(story.get("why"))],
         next=text(story.get("next")),
         about=METHODS.get(method, method),
         gate=GATES.get(text(settings.get("gate")), ""),
@@ -133,8 +133,7 @@ def _audit(found: Json) -> str:
 
 
 def _example(one: Json) -> Json:
-    answers = one.get("answers")
-    texts = [text(answer) for answer in answers] if isinstance(answers, list) else []
+    texts = [text(answer) for answer in items(one.get("answers"))]
     return {"prompt": text(one.get("prompt")), "why": text(one.get("why")), "answers": texts}
 
 
@@ -158,12 +157,13 @@ def _chart(found: Sequence[SelfRound], method: str) -> Chart | None:
         best = one.held.value if one.promoted else best
         use.append((one.number, best))
     own = "hue-reward" if method == "preferences" else "hue-sft"
+    shapes: list[tuple[str, list[tuple[float, float]], int, Kind]] = [
+        ("each round", every, 1, "faint"),
+        ("in use", use, 0, "mean"),
+    ]
     lines = [
         Line(name, [x for x, _ in points], [y for _, y in points], own, dash, kind, points[-1][1])
-        for name, points, dash, kind in (
-            ("each round", every, 1, "faint"),
-            ("in use", use, 0, "mean"),
-        )
+        for name, points, dash, kind in shapes
     ]
     about = "On held-out data, by round; a round that is not promoted is not used."
     what = "Accuracy" if method == "preferences" else "Score"
