@@ -2,8 +2,8 @@
 
 An arm is a list of guards, added to those of every task's own settings. Of a guard, `data: earlier`
 stands for the data of all earlier tasks: one guard for each of them with the strength given, and
-none for the first task, which has nothing to protect. Arms that ask the same of the first task
-share its training.
+none for the first task, which has nothing to protect; `from: 2` has any other guard begin with the
+second task. Arms that ask the same of the first task share its training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.config.stages import STAGES, ContinualStage, TrainingStage
 from align.errors import ConfigError, Problem
 from align.stages.preflight import check_start, gather
 
-EARLIER = "earlier"
+EARLIER, FROM = "earlier", "from"
 OWNED = ("run", "model")  # sections that the loop sets
 
 
@@ -87,11 +87,15 @@ def arm_folder(folder: Path, arm: str, seed: int) -> Path:
 def guards_for(
     guards: Sequence[Mapping[str, Any]], tasks: Sequence[TaskSection], number: int
 ) -> list[dict[str, Any]]:
-    """An arm's guards for a task, `data: earlier` made plain."""
+    """An arm's guards for a task, `data: earlier` and `from` made plain."""
     found: list[dict[str, Any]] = []
-    for guard in guards:
+    for given in guards:
+        guard = {key: value for key, value in given.items() if key != FROM}
+        first = given.get(FROM, 1)
+        if isinstance(first, int) and number < first:
+            continue
         if guard.get("data") != EARLIER:
-            found.append(dict(guard))
+            found.append(guard)
             continue
         for task in tasks[: number - 1]:
             found += [{**guard, "data": path} for path in _train_paths(task)]
@@ -145,7 +149,12 @@ def _names(config: ContinualStage) -> Iterator[Problem]:
                 yield Problem(f"tasks.{place}.settings.{section}", what, fix)
     if not config.arms:
         yield Problem("arms", "there is none.", "for example {naive: []}.")
-    for arm in config.arms:
+    for arm, guards in config.arms.items():
+        for place, guard in enumerate(guards):
+            first = guard.get(FROM, 1)
+            if not isinstance(first, int) or isinstance(first, bool) or first < 1:
+                what = f"{first!r} is no number of a task."
+                yield Problem(f"arms.{arm}.{place}.from", what, "1 is the first task.")
         if not arm or not arm[0].isalnum() or set(arm) & set("/\\"):
             what = f"{arm!r} is no name of a folder."
             yield Problem("arms", what, "letters, digits, dots, dashes and underscores.")

@@ -140,7 +140,7 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         *config(
             tasks=[task, task, other],
             others=[{"name": "tax"}],
-            arms={"a/b": [{"type": "ewcc", "strength": 1.0}]},
+            arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}]},
             seeds=[1, 1],
         )
     )
@@ -152,6 +152,7 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         "tasks.2.settings.dat",
         "others.0.data",
         "'a/b' is no name of a folder",
+        "arms.a/b.0.from: 0 is no number of a task",
         "seeds: one of them is there twice",
         "ewcc",
     ):
