@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config.base import Section
 
@@ -15,9 +15,18 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a folder
 class MeasureSection(Section):
     """How well a policy still does something, on rows that nothing was trained on."""
 
-    kind: Literal["likelihood", "preference"] = "likelihood"
+    kind: Literal["likelihood", "preference", "reward"] = "likelihood"
     data: str | None = None  # unset: the test or validation rows of the task itself
     rows: int = Field(default=200, gt=0)  # at most so many
+    reward: str | None = None  # of `reward`: a reward model's directory, or module:function
+    max_new_tokens: int = Field(default=64, gt=0)  # of its answers
+
+    @model_validator(mode="after")
+    def _scored_by_something(self) -> Self:
+        if (self.reward is None) == (self.kind == "reward"):
+            what = "is missing" if self.reward is None else "is read by kind: reward alone"
+            raise ValueError(f"reward {what}: a reward model's directory, or module:function")
+        return self
 
 
 class TaskSection(Section):

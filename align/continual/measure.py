@@ -3,7 +3,8 @@
 Every model is measured on the same rows, chosen once. A score is higher when it is better:
 `likelihood` is the mean log-probability of a token of the answer (minus its nats), `preference` the
 share of pairs whose better answer the model gained more on than the worse one since the start (the
-implicit reward of DPO, Rafailov et al. 2023, arXiv 2305.18290, equation 6, at any beta).
+implicit reward of DPO, Rafailov et al. 2023, arXiv 2305.18290, equation 6, at any beta), `reward`
+the mean reward of an answer to each prompt, drawn with the same random numbers from every model.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ from torch import nn
 from align.config.continual import MeasureSection, TaskSection
 from align.config.sections import DataSection
 from align.data import Kind, load_splits
-from align.data.tokens import encode_pairs, encode_text
+from align.data.tokens import encode_pairs, encode_prompt, encode_text
 from align.errors import DataError
 from align.evaluate.policy import sequence_losses
 from align.evaluate.significance import bootstrap_interval
+from align.rollout.transformers import TransformersSampler
 from align.run import write_json
+from reward.functions import RewardFn, call_reward, load_reward_function
+from reward.process import load_reward
 
 Row = dict[str, Any]
 Json = dict[str, Any]
+KINDS: dict[str, Kind] = {"likelihood": "sft", "preference": "preference", "reward": "prompts"}
+WANTED = {
+    "sft": "prompts and completions",
+    "preference": "prompts with chosen and rejected answers",
+    "prompts": "prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,10 @@ class Column:
     """One thing that is measured, with its rows."""
 
     name: str
-    kind: str  # "likelihood" or "preference"
+    kind: str  # "likelihood", "preference" or "reward"
     rows: tuple[Row, ...]
+    reward: RewardFn | None = None
+    max_new_tokens: int = 64
 
 
 def open_column(
@@ -57,17 +69,17 @@ def open_column(
     Raises:
         DataError: no rows of the kind are there.
     """
-    wanted: Kind = "preference" if section.kind == "preference" else "sft"
+    wanted = KINDS[section.kind]
     rows = _rows_of(section.data, wanted) if section.data else _held_out(task, wanted)
     rows = [row for row in rows if longest is None or _length(row, tokenizer) <= longest]
     if not rows:
         where = section.data or "its own data"
         raise DataError(
             f"{name}: {where} has no held-out rows to measure {section.kind} on. Fix: set "
-            "data.test_fraction of the task, or measure.data to a file of prompts and completions"
-            f"{' (chosen and rejected)' if section.kind == 'preference' else ''}."
+            f"data.test_fraction of the task, or measure.data to a file of {WANTED[wanted]}."
         )
-    return Column(name, section.kind, tuple(rows[: section.rows]))
+    reward = None if section.reward is None else _reward(section.reward)
+    return Column(name, section.kind, tuple(rows[: section.rows]), reward, section.max_new_tokens)
 
 
 def score(column: Column, model: nn.Module, tokenizer: Any, start: Sequence[float] | None) -> Json:
@@ -88,6 +100,8 @@ def score(column: Column, model: nn.Module, tokenizer: Any, start: Sequence[floa
         losses, counts = sequence_losses(model, pairs)
         found = bootstrap_interval([-x for x in losses], weights=counts)
         return found.as_dict() | {"raw": [-x for x in losses]}
+    if column.kind == "reward":
+        return _rewarded(column, model, tokenizer)
     margins = []
     for side in ("chosen", "rejected"):
         pairs = encode_pairs(
@@ -131,6 +145,25 @@ def measure_model(
     return found
 
 
+def _rewarded(column: Column, model: nn.Module, tokenizer: Any) -> Json:
+    """The mean reward of one answer to each prompt."""
+    assert column.reward is not None
+    sampler = TransformersSampler(model, tokenizer, column.max_new_tokens, seed=0)
+    names = [name for name in column.rows[0] if name != "prompt"]
+    columns = {name: [row[name] for row in column.rows] for name in names}
+    rollout = sampler([row["prompt"] for row in column.rows], **columns)
+    raw = call_reward(column.reward, rollout.prompts, rollout.completions, **rollout.columns)
+    return bootstrap_interval(raw).as_dict() | {"raw": raw}
+
+
+def _reward(spec: str) -> RewardFn:
+    """A reward model of a directory, its scores as they are, or a function."""
+    if ":" in spec and not Path(spec).exists():
+        return load_reward_function(spec)
+    found: RewardFn = load_reward(spec, normalise=False)
+    return found
+
+
 def _rows_of(path: str, kind: Kind) -> list[Row]:
     section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
     return list(load_splits(section, kind).train)
@@ -154,6 +187,8 @@ def _pair(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _length(row: Row, tokenizer: Any) -> int:
+    if "prompt" in row and not {"completion", "chosen"} & row.keys():
+        return len(encode_prompt(row["prompt"], tokenizer))
     if "chosen" not in row:
         return sum(map(len, _pair(row, tokenizer)))
     return max(

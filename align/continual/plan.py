@@ -1,9 +1,10 @@
 """What is to be done: a training for each arm, seed and task, as the stage itself would be asked.
 
 An arm is a list of guards, added to those of every task's own settings. Of a guard, `data: earlier`
-stands for the data of all earlier tasks: one guard for each of them with the strength given, and
-none for the first task, which has nothing to protect; `from: 2` has any other guard begin with the
-second task. Arms that ask the same of the first task share its training.
+stands for the training rows of all earlier tasks (`align.continual.earlier`): one guard for each of
+them with the strength given, and none for the first task, which has nothing to protect; `from: 2`
+has any other guard begin with the second task. Arms that ask the same of the first task share its
+training.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from align.config.continual import TaskSection
 from align.config.load import check_mapping
 from align.config.stages import STAGES, ContinualStage, TrainingStage
+from align.continual.earlier import ROWS, earlier_file
 from align.errors import ConfigError, Problem
 from align.stages.preflight import check_start, gather
 
@@ -45,7 +47,6 @@ def plan(config: ContinualStage, folder: Path) -> list[Step]:
 
     Raises:
         ConfigError: with every problem of every task and arm.
-        AlignError: of a task's own checks: a model or a tracker that is missing.
     """
     problems = list(_names(config))
     steps: list[Step] = []
@@ -53,10 +54,10 @@ def plan(config: ContinualStage, folder: Path) -> list[Step]:
         for seed in config.seeds:
             before: str | Path = config.model.path
             for number, task in enumerate(config.tasks, 1):
-                shared = number == 1 and not guards_for(guards, config.tasks, 1)
+                shared = number == 1 and not guards_for(guards, config.tasks, 1, folder)
                 place = step_folder(folder, "" if shared else arm, seed, number, task.name)
                 found: list[Problem] = []
-                raw = _raw(config, task, number, guards, place, seed, before)
+                raw = _raw(config, task, number, guards, folder, place, seed, before)
                 read = check_mapping(STAGES[task.stage], raw, found)
                 where = f"tasks.{number - 1}.settings"
                 own = len(task.settings.get("guards") or [])
@@ -66,12 +67,21 @@ def plan(config: ContinualStage, folder: Path) -> list[Step]:
                 before = place / "model"
     if problems:
         raise ConfigError(_once(problems))
+    return steps
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """What the stages refuse before anything loads, of all steps together.
+
+    Raises:
+        ConfigError: with every problem of every task and arm.
+        AlignError: a model or a tracker is missing.
+    """
     first = {(step.arm, step.number): step for step in reversed(steps)}.values()  # of one seed
     try:
-        gather(*(partial(_check, step, config.model.path) for step in first))
+        gather(*(partial(_check, step, steps[0].config.model.path) for step in first))
     except ConfigError as error:
         raise ConfigError(_once(error.problems)) from None
-    return steps
 
 
 def step_folder(folder: Path, arm: str, seed: int, number: int, task: str) -> Path:
@@ -85,7 +95,7 @@ def arm_folder(folder: Path, arm: str, seed: int) -> Path:
 
 
 def guards_for(
-    guards: Sequence[Mapping[str, Any]], tasks: Sequence[TaskSection], number: int
+    guards: Sequence[Mapping[str, Any]], tasks: Sequence[TaskSection], number: int, folder: Path
 ) -> list[dict[str, Any]]:
     """An arm's guards for a task, `data: earlier` and `from` made plain."""
     found: list[dict[str, Any]] = []
@@ -98,7 +108,7 @@ def guards_for(
             found.append(guard)
             continue
         for task in tasks[: number - 1]:
-            found += [{**guard, "data": path} for path in _train_paths(task)]
+            found.append({**guard, "data": str(earlier_file(folder, task.name))})
     return found
 
 
@@ -107,6 +117,7 @@ def _raw(
     task: TaskSection,
     number: int,
     guards: Sequence[Mapping[str, Any]],
+    folder: Path,
     place: Path,
     seed: int,
     before: str | Path,
@@ -114,21 +125,14 @@ def _raw(
     model = config.model.model_dump() | {"path": str(before)}
     if number > 1:
         model |= {"revision": None, "tokenizer": None, "chat_template": None}  # the model's own
-    own = [*(task.settings.get("guards") or []), *guards_for(guards, config.tasks, number)]
+    more = guards_for(guards, config.tasks, number, folder)
+    own = [*(task.settings.get("guards") or []), *more]
     return {
         **task.settings,
         "run": {"dir": str(place), "seed": seed},
         "model": model,
         "guards": own,
     }
-
-
-def _train_paths(task: TaskSection) -> list[str]:
-    """Files that a task trains on; what is odd about them its own check says."""
-    given = (task.settings.get("data") or {}).get("train")
-    items = given if isinstance(given, list) else [given]
-    paths = [item.get("path") if isinstance(item, dict) else item for item in items]
-    return [path for path in paths if isinstance(path, str)]
 
 
 def _names(config: ContinualStage) -> Iterator[Problem]:
@@ -152,6 +156,12 @@ def _names(config: ContinualStage) -> Iterator[Problem]:
     for arm, guards in config.arms.items():
         for place, guard in enumerate(guards):
             first = guard.get(FROM, 1)
+            if guard.get("data") == EARLIER:
+                for task in config.tasks[:-1]:
+                    if task.stage not in ROWS:
+                        what = f"{task.name} trains on prompts alone, which no guard can replay."
+                        fix = "name a file of prompts and answers as data."
+                        yield Problem(f"arms.{arm}.{place}.data", what, fix)
             if not isinstance(first, int) or isinstance(first, bool) or first < 1:
                 what = f"{first!r} is no number of a task."
                 yield Problem(f"arms.{arm}.{place}.from", what, "1 is the first task.")

@@ -9,9 +9,10 @@ from torch import nn
 
 from align.config.sections import ModelSection
 from align.config.stages import ContinualStage
+from align.continual.earlier import write_earlier
 from align.continual.loop import Load, Rows, run_steps
 from align.continual.measure import Column, open_column
-from align.continual.plan import plan
+from align.continual.plan import EARLIER, check_steps, plan
 from align.continual.story import tell_story
 from align.engine.models import load_causal_lm
 from align.run import Run, fingerprint, write_json
@@ -35,6 +36,9 @@ def run(config: ContinualStage, run: Run, *, resume: bool = False, dry_run: bool
     """
     seed_everything(config.run.seed)
     steps = plan(config, run.path)
+    if any(guard.get("data") == EARLIER for arm in config.arms.values() for guard in arm):
+        write_earlier(config.tasks[:-1], run.path)
+    check_steps(steps)
     tokenizer = open_tokenizer(config.model)
     columns = _columns(config, tokenizer)
     for one in columns:

@@ -125,6 +125,28 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(config, cli, tmp_path, mon
     assert cut["arms"]["replay"]["matrix"] == whole["arms"]["replay"]["matrix"]
 
 
+def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, world, tmp_path):
+    (tmp_path / "tiny_length.py").write_text(
+        "def length(prompts, completions, place, **columns):\n"
+        "    return [len(text) / 10 for text in completions]\n"
+    )
+    reward = {"kind": "reward", "data": str(world.prompts), "rows": 6, "max_new_tokens": 4}
+    others = [{"name": "length", **reward, "reward": "tiny_length:length"}]
+    given = {"others": others, "arms": {"naive": []}, "seeds": [0]}
+    result = cli(*config(**given))
+    assert result.code == 0, result.text
+    found = json.loads((tmp_path / "run/start.json").read_text())["length"]
+    assert len(found["raw"]) == 6
+    assert found["low"] <= found["value"] <= found["high"]
+    story = story_of(tmp_path / "run")
+    assert "change of length" in story["arms"]["naive"]["figures"]
+
+    missing = [{"name": "length", "data": str(world.prompts), "kind": "reward"}]
+    result = cli(*config("other", others=missing))
+    assert result.code == 2
+    assert "reward is missing" in result.text
+
+
 def test_every_fault_at_once_and_by_name(config, cli, world):
     task = {
         "name": "answers",
