@@ -35,7 +35,7 @@ def run_steps(
     load: Load,
     *,
     keep: str,
-    told: Callable[[Rows], None],
+    told: Callable[[Rows], object],
     say: Callable[[str], None],
 ) -> Rows:
     """Train and measure everything that is not there yet.

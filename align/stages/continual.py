@@ -12,7 +12,7 @@ from align.config.stages import ContinualStage
 from align.continual.earlier import write_earlier
 from align.continual.loop import Load, Rows, run_steps
 from align.continual.measure import Column, open_column
-from align.continual.plan import EARLIER, check_steps, plan
+from align.continual.plan import EARLIER, Step, check_steps, plan
 from align.continual.story import tell_story
 from align.engine.models import load_causal_lm
 from align.run import Run, fingerprint, write_json
@@ -34,40 +34,52 @@ def run(config: ContinualStage, run: Run, *, resume: bool = False, dry_run: bool
         AlignError: bad input of any kind, before a model loads wherever that is possible; of a
             task's training.
     """
+    if dry_run:
+        steps, _, _ = _open(config, run)
+        count = len({step.folder for step in steps})
+        console.print(f"dry run of continual: configuration is fine; {count} trainings to do.")
+        run.finish(dry_run=True, trainings=count)
+    else:
+        train_all(config, run)
+
+
+def train_all(config: ContinualStage, run: Run) -> tuple[Rows, list[Column]]:
+    """Train and measure what is not there yet; returns all scores, and what they are of.
+
+    Raises:
+        AlignError: as `run`.
+    """
     seed_everything(config.run.seed)
+    steps, columns, tokenizer = _open(config, run)
+    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
+
+    def told(found: Rows) -> dict[str, Any]:
+        story = tell_story(found, columns, len(config.tasks), config.arms)
+        write_json(run.path / "continual.json", story)
+        return story
+
+    load, keep = _loader(config.model), config.keep
+    found = run_steps(steps, run.path, columns, tokenizer, load, keep=keep, told=told, say=_say)
+    story = told(found)
+    arms = {arm: one["figures"] for arm, one in story["arms"].items()}
+    run.finish(front=story["front"], arms=arms)
+    for arm, figures in arms.items():
+        _say(f"{arm}: {_in_words(figures)}")
+    return found, columns
+
+
+def _open(config: ContinualStage, run: Run) -> tuple[list[Step], list[Column], Any]:
+    """The trainings, what is measured, and the tokenizer, all checked."""
     steps = plan(config, run.path)
     if any(guard.get("data") == EARLIER for arm in config.arms.values() for guard in arm):
         write_earlier(config.tasks[:-1], run.path)
     check_steps(steps)
-    tokenizer = open_tokenizer(config.model)
-    columns = _columns(config, tokenizer)
+    tokenizer, longest = open_tokenizer(config.model), context_of(config.model.path)
+    columns = [open_column(t.name, t.measure, t, tokenizer, longest) for t in config.tasks]
+    columns += [open_column(o.name, o, None, tokenizer, longest) for o in config.others]
     for one in columns:
         console.print(f"{one.name}: {one.kind} of {len(one.rows)} rows", highlight=False)
-    if dry_run:
-        count = len({step.folder for step in steps})
-        console.print(f"dry run of continual: configuration is fine; {count} trainings to do.")
-        run.finish(dry_run=True, trainings=count)
-        return
-    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
-
-    def told(found: Rows) -> None:
-        story = tell_story(found, columns, len(config.tasks), config.arms)
-        write_json(run.path / "continual.json", story)
-
-    found = run_steps(
-        steps,
-        run.path,
-        columns,
-        tokenizer,
-        _loader(config.model),
-        keep=config.keep,
-        told=told,
-        say=_say,
-    )
-    story = tell_story(found, columns, len(config.tasks), config.arms)
-    run.finish(front=story["front"], **_results(story))
-    for arm, one in story["arms"].items():
-        _say(f"{arm}: {_in_words(one['figures'])}")
+    return steps, columns, tokenizer
 
 
 def _loader(section: ModelSection) -> Load:
@@ -82,16 +94,6 @@ def _loader(section: ModelSection) -> Load:
         return model.to(place).eval()  # type: ignore[arg-type]
 
     return load
-
-
-def _columns(config: ContinualStage, tokenizer: Any) -> list[Column]:
-    longest = context_of(config.model.path)
-    tasks = [open_column(t.name, t.measure, t, tokenizer, longest) for t in config.tasks]
-    return tasks + [open_column(o.name, o, None, tokenizer, longest) for o in config.others]
-
-
-def _results(story: dict[str, Any]) -> dict[str, Any]:
-    return {"arms": {arm: one["figures"] for arm, one in story["arms"].items()}}
 
 
 def _in_words(figures: dict[str, Any]) -> str:
