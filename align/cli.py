@@ -110,7 +110,7 @@ def reward(
 
     def train(more: list[str]) -> Path:
         place = Path(more[0].removeprefix("run.dir="))
-        if done_already(place, load_config(STAGES["reward"], config, [*given, *more])):  # type: ignore[arg-type]
+        if done_already(place, load_config(STAGES["reward"], config, [*given, *more])):
             return place
         again = resume and (place / "run.json").is_file()
         return run_stage("reward", config, [*given, *more], resume=again, dry_run=False)
@@ -192,6 +192,14 @@ def selftrain(
 ) -> None:
     """Train a model on its own answers or labels, as long as held-out data say that it gains."""
     run_stage("selftrain", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def continual(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train on tasks one after another, measure all after each, and compare guards."""
+    run_stage("continual", config, overrides or [], resume=resume, dry_run=dry_run)
 
 
 @app.command()
