@@ -131,7 +131,6 @@ def run_policy(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         create_model(MODEL, base, tokenizer_data=[corpus], vocab_size=384, seed=seed)
     demonstrations = files["demonstrations"]
     sft = fine_tune(base, demonstrations, folder / "sft", seed, given.steps)
-    longer = fine_tune(sft, demonstrations, folder / "longer", seed, given.steps * given.rounds)
     config = load_config(
         SelftrainStage,
         None,
@@ -156,6 +155,7 @@ def run_policy(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         ],
     )
     finish(config, selftrain_stage)
+    longer = fine_tune(sft, demonstrations, folder / "longer", seed, given.steps * given.rounds)
     story = json.loads((folder / "star" / "selftrain.json").read_text(encoding="utf-8"))
     used = story["in_use"]
     star = folder / "star" / "model" if used else sft
@@ -209,7 +209,7 @@ def fine_tune(start: Path, data: Path, folder: Path, seed: int, steps: int) -> P
 def finish(config: StageConfig, stage: Any) -> None:
     """Run a stage, or go on with it, unless it is done."""
     place = Path(str(config.run.dir))
-    if done_already(place, config):  # type: ignore[arg-type]
+    if done_already(place, config):
         return
     resume = (place / "run.json").is_file()
     with open_run(config, resume=resume, command=["benchmarks.selftrain"]) as run:

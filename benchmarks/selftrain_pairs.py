@@ -78,7 +78,7 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         ],
     )
     place = folder / "loop"
-    if not done_already(place, loop):  # type: ignore[arg-type]
+    if not done_already(place, loop):
         resume = (place / "run.json").is_file()
         with open_run(loop, resume=resume, command=["benchmarks.selftrain"]) as run:
             selftrain_stage.run(loop, run, resume=resume)

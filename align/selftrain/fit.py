@@ -40,7 +40,7 @@ def train(config: TrainingStage, folder: Path) -> Path:
     Raises:
         AlignError: of the training.
     """
-    if not done_already(folder, config):  # type: ignore[arg-type]
+    if not done_already(folder, config):
         resume = (folder / "run.json").is_file()
         with open_run(config, resume=resume, command=["align", "selftrain"]) as run:
             STAGES[config.stage][1].run(config, run, resume=resume)
