@@ -42,7 +42,7 @@ def open_policy(
     questions, held = _asked(data.train), _asked(data.validation)
     _check_held(len(held), "questions")
     if config.harvest.beside:
-        rows = _beside(config, run, questions[0], held)
+        rows = _beside(config, run, questions[0], [*held, *_asked(data.test)])
         write_rows(run.path / BESIDE, rows)
     if config.harvest.hint is not None:
         with_hint(questions[0].prompt, config.harvest.hint, questions[0].columns)
@@ -87,14 +87,19 @@ def _beside(
             "expected in harvest.beside, as what a round keeps."
         )
     if isinstance(rows[0]["prompt"], str) != isinstance(question.prompt, str):
-        forms = ["plain text" if isinstance(p, str) else "conversations" for p in
-                 (rows[0]["prompt"], question.prompt)]  # fmt: skip
+        forms = ("plain text", "conversations")
+        theirs, ours = forms if isinstance(rows[0]["prompt"], str) else forms[::-1]
         raise DataError(
-            f"{given.train[0].path}: holds {forms[0]}, and the questions are {forms[1]}. Fix: make "
-            "them alike, since one model is trained on both."
+            f"{given.train[0].path}: holds {theirs}, and the questions are {ours}. Fix: make them "
+            "alike, since one model is trained on both."
         )
     out = {prompt_key(one.prompt) for one in held}
     kept = [row for row in rows if prompt_key(row["prompt"]) not in out]
+    if not kept:
+        raise DataError(
+            f"{given.train[0].path}: all {len(rows)} rows are of held-out questions. Fix: name "
+            "others in harvest.beside, or leave it out."
+        )
     if len(kept) < len(rows):
         run.warn(f"{len(rows) - len(kept)} rows of harvest.beside are held out, and left out.")
     for source in given.train:
