@@ -172,8 +172,9 @@ class PolicyRounds:
         places = self._places(plan["samples"])
         own = [one for one in samples if not one.hinted]
         threshold = plan["threshold"]
-        if plan["quantile"] is not None:
-            threshold = quantile_threshold([one.score for one in own], plan["quantile"])
+        whole = [one.score for one in own if usable(one)]
+        if plan["quantile"] is not None and whole:
+            threshold = quantile_threshold(whole, plan["quantile"])
         if self.loop.method == "dpo":
             pairs = keep_pairs(own, self.harvest.gap)
             asked = [self.questions[places[better.question]].prompt for better, _ in pairs]
