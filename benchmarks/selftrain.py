@@ -29,19 +29,17 @@ from typing import Any
 import torch
 
 from align.config import SFTStage, load_config
-from align.config.stages import SelftrainStage, StageConfig
+from align.config.stages import SelftrainStage
 from align.engine.create import create_model
 from align.engine.models import load_policy
 from align.evaluate.significance import paired_difference, seeds_interval
 from align.rollout.transformers import TransformersSampler
-from align.run import open_run
 from align.selftrain.fit import train
 from align.stages import selftrain as selftrain_stage
-from align.stages.reward_repeats import done_already
 from benchmarks.paired import machine, versions
 from benchmarks.selftrain_pairs import run_preferences
 from benchmarks.selftrain_world import Level, make_world
-from benchmarks.small_runs import PLAIN, write_rows
+from benchmarks.small_runs import PLAIN, finish, write_rows
 from reward.verify.math_answer import MathReward
 
 Json = dict[str, Any]
@@ -204,16 +202,6 @@ def fine_tune(start: Path, data: Path, folder: Path, seed: int, steps: int) -> P
     plain = [one for one in PLAIN if one.startswith("data.")]
     config = load_config(SFTStage, None, [*own, *plain, *trainer(steps)])
     return train(config, folder)
-
-
-def finish(config: StageConfig, stage: Any) -> None:
-    """Run a stage, or go on with it, unless it is done."""
-    place = Path(str(config.run.dir))
-    if done_already(place, config):
-        return
-    resume = (place / "run.json").is_file()
-    with open_run(config, resume=resume, command=["benchmarks.selftrain"]) as run:
-        stage.run(config, run, resume=resume)
 
 
 def right(path: Path, problems: Sequence[Json]) -> list[float]:

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from align.config import RewardStage, load_config
+from align.config import RewardStage, SFTStage, load_config
 from align.config.stages import SelftrainStage
 from align.engine.create import create_model
-from align.run import open_run, read_jsonl
+from align.run import read_jsonl
 from align.selftrain.fit import margins_of, train
 from align.selftrain.pseudo import credit
 from align.stages import selftrain as selftrain_stage
-from align.stages.reward_repeats import done_already
-from benchmarks.small_runs import warm_up, write_rows
+from benchmarks.small_runs import PLAIN, finish, write_rows
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "configs" / "models" / "llama-1m.json"
 GOOD = ("please", "thanks", "sure", "happy", "clear", "first", "then", "because")
 BAD = ("never", "no", "whatever", "stupid", "wrong", "maybe", "later", "nothing")
-PLAIN = ("the", "order", "box", "post", "shop", "week", "page", "number")
+NEITHER = ("the", "order", "box", "post", "shop", "week", "page", "number")
 WORTH = dict.fromkeys(GOOD, 0.8) | dict.fromkeys(BAD, -0.8) | dict.fromkeys(PLAIN, 0.0)
 HUMAN, POOL, TEST, MORE = 400, 1500, 1500, 500
 SIDES = ("chosen", "rejected")
@@ -57,7 +56,7 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         if not base.is_dir():
             create_model(MODEL, base, tokenizer_data=[corpus], vocab_size=512, seed=seed)
         answers = [{"prompt": r["prompt"], "completion": r[k]} for r in human for k in SIDES]
-        warm_up(base, answers, folder, seed, 60)
+        warm_up(base, write_rows(folder / "answers.jsonl", answers), folder / "sft", seed)
     loop = load_config(
         SelftrainStage,
         None,
@@ -78,10 +77,7 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         ],
     )
     place = folder / "loop"
-    if not done_already(place, loop):
-        resume = (place / "run.json").is_file()
-        with open_run(loop, resume=resume, command=["benchmarks.selftrain"]) as run:
-            selftrain_stage.run(loop, run, resume=resume)
+    finish(loop, selftrain_stage)
     story = json.loads((place / "selftrain.json").read_text(encoding="utf-8"))
     worth = {(row["prompt"], row["chosen"]): gold(row) > 0 for row in pool}
     rounds = []
@@ -133,6 +129,13 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
         "words": f"start {first:.3f}, last {last:.3f}, {promoted} promoted, with {MORE} more labels"
         f" of people {people:.3f}; {'; '.join(story['why'])}",
     }
+
+
+def warm_up(start: Path, data: Path, folder: Path, seed: int) -> Path:
+    """Some steps of `align sft` on people's answers, good and bad: features worth reading."""
+    own = [f"run.dir={folder}", f"run.seed={seed}", f"model.path={start}", f"data.train={data}"]
+    steps = ["trainer.max_steps=60", "trainer.learning_rate=3e-3", "trainer.max_length=96"]
+    return train(load_config(SFTStage, None, [*own, *PLAIN, *steps]), folder)
 
 
 def common() -> list[str]:
