@@ -6,10 +6,13 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.selftrain.balance import balanced, quotas, shares_of
+
+# The first draw of a process reads constants from every module that is loaded.
+PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 COUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 7), min_size=1)
 
@@ -19,6 +22,7 @@ def fits(counts, shares, slack):
     return all(n <= (1 + slack) * shares.get(g, 0) * total + 1e-6 for g, n in counts.items())
 
 
+@PROPERTY
 @given(COUNTS, st.tuples(*[st.floats(0.05, 1)] * 3), st.floats(0, 1))
 def test_quotas_are_the_greatest_that_fit(counts, raw, slack):
     shares = {g: value / sum(raw) for g, value in zip("abc", raw, strict=True)}
@@ -56,6 +60,7 @@ def test_the_surest_stay_and_every_dimension_holds():
     assert balanced([], [], certainty) == list(range(18))
 
 
+@PROPERTY
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("xyz"), st.floats(0.5, 1)), max_size=40))
 def test_all_dimensions_fit_at_once(rows):
     dimensions = [[row[0] for row in rows], [row[1] for row in rows]]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.errors import DataError
 from align.evaluate.significance import paired_difference
 from align.selftrain.audit import audit, drawn_for_audit
 from align.selftrain.gate import Gate, ended, per_prompt
+
+# The first draw of a process reads constants from every module that is loaded.
+PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_a_gain_is_promoted_and_none_is_not():
@@ -72,6 +75,7 @@ def test_prompts_are_the_units():
     assert per_prompt([1, 0, 1, 1], ["b", "a", "b", "a"]).tolist() == [1.0, 0.5]
 
 
+@PROPERTY
 @given(st.sets(st.integers(0, 999), max_size=60), st.floats(0, 1), st.integers(0, 5))
 def test_the_audit_is_a_share_and_repeats_itself(names, share, seed):
     given_names = sorted(map(str, names))

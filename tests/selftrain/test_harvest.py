@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.errors import ConfigError
@@ -28,7 +28,11 @@ SAMPLES = st.lists(
     max_size=30,
 )
 
+# The first draw of a process reads constants from every module that is loaded.
+PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
+
+@PROPERTY
 @given(SAMPLES, st.integers(1, 3), st.sampled_from([None, 0.5, 1.0]))
 def test_what_is_kept_is_whole_different_and_best(samples, most, threshold):
     kept = keep_best(samples, most, threshold)

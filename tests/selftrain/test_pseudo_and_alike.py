@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -12,6 +12,9 @@ from align.selftrain.alike import different, embed_pairs, spread
 from align.selftrain.average import ema_shares, next_teacher
 from align.selftrain.pseudo import credit, pseudo_labels
 from reward.calibrate import Temperature, fit_temperature
+
+# The first draw of a process reads constants from every module that is loaded.
+PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_labels_by_hand():
@@ -28,6 +31,7 @@ def test_labels_by_hand():
         pseudo_labels(np.zeros(3), Temperature(1.0))
 
 
+@PROPERTY
 @given(st.integers(0, 1000), st.floats(0.2, 5))
 def test_turning_a_pair_turns_its_label_and_nothing_else(seed, heat):
     margins = np.random.default_rng(seed).normal(size=(3, 20))
@@ -71,6 +75,7 @@ def test_a_spread_covers_the_clusters():
     assert spread(points[:2], centres, 5) == [0, 1]
 
 
+@PROPERTY
 @given(st.floats(0, 0.99), st.integers(1, 12))
 def test_shares_of_the_teacher_are_the_recursion_s(decay, students):
     shares = ema_shares(decay, students)
