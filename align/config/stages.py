@@ -14,11 +14,11 @@ from align.config.active import (
     PosteriorSection,
     StoppingSection,
 )
+from align.config.guards import Guards
 from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
     EvaluateSection,
-    GuardSection,
     JudgeSection,
     ModelSection,
     NormalisationSection,
@@ -49,7 +49,7 @@ class TrainingStage(StageConfig):
     data: DataSection
     trainer: dict[str, Any] = Field(default_factory=dict)
     peft: PeftSection | None = None
-    guards: list[GuardSection] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=list)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
     @model_validator(mode="after")
