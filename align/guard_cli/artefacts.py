@@ -13,7 +13,7 @@ from align.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from torch import nn
 
-    from align.stages.guards import Source
+    from align.stages.guard_source import Source
 
 app = typer.Typer()
 err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -56,7 +56,7 @@ def fisher(
     from align.engine.guards.buffers import keep
     from align.engine.guards.weights import trained_weights
     from align.run import fingerprint
-    from align.stages.guards import estimate
+    from align.stages.guard_source import estimate
 
     network, source, kind = open_source(model, rows, max_length)
     section: Any = MASSection(type="mas", strength=1.0)
@@ -108,7 +108,7 @@ def buffer(
     from align.engine.guards.artefact import About, save_rows, task_id
     from align.engine.guards.buffers import keep
     from align.run import fingerprint
-    from align.stages.guards import key_of
+    from align.stages.guard_source import key_of
     from align.stages.sft import read_rows
 
     given = [dict(row) for row in read_rows(data, rows)]  # type: ignore[arg-type]

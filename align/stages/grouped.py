@@ -41,7 +41,8 @@ from align.stages.grouped_checks import (
     check_whole_groups,
 )
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guards import build_guards, step_rows
+from align.stages.guard_source import step_rows
+from align.stages.guards import build_guards
 from align.stages.on_policy import show_samples, write_samples
 from align.stages.on_policy_checks import check_signals
 from align.stages.order import plan_order

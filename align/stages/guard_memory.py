@@ -27,7 +27,8 @@ from align.engine.guards.si import SI
 from align.engine.guards.weights import gathered, trained_weights
 from align.processes import first_process
 from align.run import Run, fingerprint
-from align.stages.guards import Row, Source, key_of, start_file
+from align.stages.guard_source import Row, Source, key_of
+from align.stages.guards import start_file
 
 
 def settle_guards(guards: Sequence[Guard], model: nn.Module, run: Run) -> None:

@@ -1,6 +1,6 @@
 """Guards of a stage: made before it trains, and what they remember written after it.
 
-A stage says how rows become examples and what their loss is (`Source`); everything else is here.
+A stage says how rows become examples and what their loss is (`guard_source`); the rest is here.
 What a guard needs of earlier tasks comes from `data`, from an `artefact`, or from what the runs
 left that the model came from (its lineage). What is written: `align.stages.guard_memory`.
 """
@@ -8,12 +8,11 @@ left that the model came from (its lineage). What is written: `align.stages.guar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from align.config.guards import (
@@ -45,39 +44,22 @@ from align.engine.guards.artefact import (
     task_id,
 )
 from align.engine.guards.average import EMA, WiseFT
-from align.engine.guards.base import Batch, Guard, LossFn
+from align.engine.guards.base import Guard
 from align.engine.guards.budget import Budget
 from align.engine.guards.buffers import keep
 from align.engine.guards.clear import Clear
 from align.engine.guards.distill import Distill
 from align.engine.guards.ewc import EWC
-from align.engine.guards.fisher import LogitsFn, estimate_fisher, estimate_true_fisher
 from align.engine.guards.isolate import Isolate
 from align.engine.guards.l2sp import L1SP, L2SP
-from align.engine.guards.mas import MAS, estimate_omega
-from align.engine.guards.replay import Collate, Replay, Size, age_weights
+from align.engine.guards.mas import MAS
+from align.engine.guards.replay import Replay, age_weights
 from align.engine.guards.si import SI
 from align.engine.guards.unfreeze import Unfreeze
 from align.engine.guards.weights import trained_weights
-from align.errors import ConfigError, DataError, Problem
 from align.processes import first_process, process_index
 from align.run import Run, fingerprint
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a stage reads what must not be forgotten."""
-
-    rows: Callable[[str], Sequence[Row]]  # of a file
-    encode: Callable[[Iterable[Row]], Iterable[Batch]]  # batches of one example
-    loss: LossFn  # negative log-likelihood of a batch, summed over what it labels
-    logits: LogitsFn | None = None  # (model, batch) -> (N, C) and labels (N,)
-    collate: Collate | None = None  # None: a language model's
-    size: Size | None = None  # None: labelled tokens
-    step_rows: int = 8  # of the stage's own, in an optimizer step of this process
-    temperature: float = 1.0  # of rollouts
+from align.stages.guard_source import Row, Source, estimate, key_of, needed_logits
 
 
 def build_guards(
@@ -294,67 +276,3 @@ class Builder:
 def start_file(run: Path, kind: str, index: int) -> Path:
     """Where a run keeps what it estimated before training."""
     return run / FOLDER / f"{kind}-{index}-start.safetensors"
-
-
-def estimate(
-    section: GuardSection, model: nn.Module, source: Source, rows: Sequence[Row], seed: int = 0
-) -> dict[str, Tensor]:
-    """Importances on rows, as the section asks for them.
-
-    Raises:
-        ConfigError: the method needs outputs that the stage has none of.
-        ModelError: there are no rows, or the result is not finite.
-    """
-    examples = source.encode(rows)
-    if isinstance(section, MASSection):
-        return estimate_omega(model, examples, needed_logits(source, section.type))
-    if not isinstance(section, EWCSection) or section.fisher == "empirical":
-        return estimate_fisher(model, examples, source.loss)
-    logits = needed_logits(source, "fisher: true")
-    return estimate_true_fisher(model, examples, logits, draws=section.draws, seed=seed)
-
-
-def needed_logits(source: Source, what: str) -> LogitsFn:
-    """The stage's outputs.
-
-    Raises:
-        ConfigError: it has none: ratings and steps are no choice among classes.
-    """
-    if source.logits is None:
-        fix = "use type: ewc with fisher: empirical, or replay."
-        raise ConfigError([Problem("guards", f"{what} needs a model that chooses.", fix)])
-    return source.logits
-
-
-def key_of(column: str | None) -> Callable[[Row], str] | None:
-    """A row's class, by a column."""
-    if column is None:
-        return None
-
-    def key(row: Row) -> str:
-        if column not in row:
-            shown = ", ".join(sorted(row))
-            raise DataError(f"guards: no column {column!r}; rows have {shown}. Fix: set `by`.")
-        return str(row[column])
-
-    return key
-
-
-def step_rows(args: Any) -> int:
-    """Rows of an optimizer step in this process."""
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
-
-
-def one_by_one(loss: LossFn) -> tuple[Collate, LossFn, Size]:
-    """For examples that no batch can hold together: a batch is a list, scored in turn."""
-
-    def gather(examples: Sequence[Batch], device: torch.device) -> Batch:
-        return {"examples": [{k: v.to(device) for k, v in e.items()} for e in examples]}  # type: ignore[dict-item]
-
-    def total(model: nn.Module, batch: Batch) -> Tensor:
-        parts = batch.get("examples")
-        if parts is None:
-            return loss(model, batch)
-        return torch.stack([loss(model, part) for part in parts]).sum()  # type: ignore[arg-type]
-
-    return gather, total, lambda batch: torch.tensor(len(batch["examples"]))

@@ -36,7 +36,8 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guards import Source, build_guards, step_rows
+from align.stages.guard_source import Source, step_rows
+from align.stages.guards import build_guards
 from align.stages.normalisation import normalisation_policy, normalisation_prompts, normalise
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order

@@ -33,7 +33,8 @@ from align.errors import ConfigError, DataError, Problem
 from align.run import Run
 from align.stages.common import model_kwargs
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guards import Source, build_guards, one_by_one, step_rows
+from align.stages.guard_source import Source, one_by_one, step_rows
+from align.stages.guards import build_guards
 from align.stages.preflight import build_trainer, is_classifier
 from align.stages.reward_results import (
     pair_results,

@@ -71,7 +71,7 @@ def test_herding_follows_the_mean():
     unit = nn.functional.normalize(cloud, dim=1)
     chosen = unit[herding(cloud, 10)].mean(dim=0) - unit.mean(dim=0)
     drawn = unit[torch.randperm(200)[:10]].mean(dim=0) - unit.mean(dim=0)
-    assert chosen.norm() < 0.3 * drawn.norm()
+    assert chosen.norm() < 0.5 * drawn.norm()
 
 
 def test_the_nearest_mean_classifies():

@@ -17,9 +17,14 @@ from align.engine.guards.l2sp import L2SP
 from align.engine.guards.unfreeze import Unfreeze, layer_groups
 
 
-def descend(model: nn.Module, guards: list, target: float, steps: int, lr: float = 0.1) -> None:
-    """AdamW with weight decay on (w - target)^2: momentum and decay move whatever they can."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+def descend(model: nn.Module, guards: list, target: float, steps: int, plain: float = 0.0) -> None:
+    """AdamW with weight decay on (w - target)^2: momentum and decay move whatever they can.
+
+    `plain` is the rate of plain gradient descent instead.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    if plain:
+        optimizer = torch.optim.SGD(model.parameters(), lr=plain)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = sum((p - target).square().sum() for p in model.parameters())
@@ -128,29 +133,28 @@ def budgeted(strength: float, allowed: float, enforce: bool = False) -> tuple[Bu
         lambda m, b: 1.0 + (m.weight - 1.0).square().sum(),
         allowed=allowed,
         every=5,
-        rate=1.0,
+        rate=0.3,
         enforce=enforce,
         collate_fn=lambda examples, device: examples[0],
         size_fn=lambda batch: torch.tensor(1),
     )
     guard.begin(model)
-    descend(model, [guard], 3.0, 400, lr=0.02)
+    descend(model, [guard], 3.0, 600, plain=0.02)
     return guard, model
 
 
-@pytest.mark.parametrize("start", [0.01, 1000.0])
+@pytest.mark.parametrize("start", [0.01, 50.0])
 def test_the_strength_finds_the_budget_from_both_sides(start):
     guard, model = budgeted(start, allowed=0.25)
     free = L2SP(0.0001)
     other = nn.Linear(1, 1, bias=False)
     nn.init.constant_(other.weight, 1.0)
     free.begin(other)
-    descend(other, [free], 3.0, 400, lr=0.02)
+    descend(other, [free], 3.0, 600, plain=0.02)
     assert (other.weight.item() - 1.0) ** 2 > 3.0  # unguarded it loses twelve times as much
     guard.final(model)
     assert guard.before == 1.0
-    assert guard.now <= 1.25 * 1.05
-    assert guard.now > 1.05  # and room that is there is used
+    assert 1.15 < guard.now <= 1.25  # and room that is there is used
     assert guard.metrics["guard/strength"] != start
 
 
