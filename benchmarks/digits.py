@@ -43,9 +43,11 @@ FLOORS = {  # of ACC, permuted digits
 CEILINGS = {("permuted", "naive"): 0.40, ("class", "ewc"): 0.25, ("class", "naive"): 0.25}
 
 
-def learn(world: str, name: str, seed: int, epochs: int = 10) -> list[list[float]]:
-    """R[i][j]: the accuracy on task j after task i."""
-    tasks = worlds(world, seed)
+def learn(
+    world: str, name: str, seed: int, epochs: int = 10, tasks: Sequence[Task] | None = None
+) -> list[list[float]]:
+    """R[i][j]: the accuracy on task j after task i; `tasks` in the place of the world's."""
+    tasks = tasks or worlds(world, seed)
     torch.manual_seed(seed)
     model, method = network(), METHODS[name](seed)
     generator = torch.Generator().manual_seed(seed)

@@ -111,6 +111,7 @@ def buffer(
     from align.stages.guard_source import key_of
     from align.stages.sft import read_rows
 
+    rows = "sft" if rows == "auto" else rows
     given = [dict(row) for row in read_rows(data, rows)]  # type: ignore[arg-type]
     kept = keep(given, samples, kind, seed=seed, key=key_of(by))  # type: ignore[arg-type]
     of_data = fingerprint(data)

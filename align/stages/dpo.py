@@ -8,7 +8,8 @@ log-probability is reported: DPO can win its margin while making both answers le
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,6 @@ import torch
 from datasets import Dataset
 
 from align.config.stages import DPOStage
-from align.data.tokens import encode_pairs
-from align.engine.guards.base import Batch
 from align.engine.head import completion_logprobs
 from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
@@ -43,7 +42,7 @@ from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.sft import labelled, read_rows, sequence_logits, sequence_nll
+from align.stages.sft import read_rows, sft_source
 from align.stages.training import train
 from feedback.agreement import wilson
 from reward.preferences import SOFT_LABEL, is_tie
@@ -224,20 +223,5 @@ def answer_source(
     tokenizer: Any, max_length: int | None, device: torch.device, rows: int = 8
 ) -> Source:
     """How guards read preferences: the chosen answers are what must stay likely."""
-    encode = partial(answer_examples, tokenizer=tokenizer, max_length=max_length, device=device)
-    return Source(
-        partial(read_rows, kind="preference"), encode, sequence_nll, sequence_logits, step_rows=rows
-    )
-
-
-def answer_examples(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    tokenizer: Any,
-    max_length: int | None,
-    device: torch.device | str,
-) -> Iterable[Batch]:
-    """The chosen answers, one a batch."""
-    for row in rows:
-        ((prompt, answer),) = encode_pairs([row["prompt"]], [row["chosen"]], tokenizer)
-        yield labelled((prompt + answer)[:max_length], len(prompt), device)
+    source = sft_source(tokenizer, max_length, device, rows)
+    return replace(source, rows=partial(read_rows, kind="preference"))

@@ -57,7 +57,13 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
     if artefact and not Path(artefact).is_file():
         fix = "name a file that `align guard` or an earlier run's guards/ wrote."
         yield Problem(f"{where}.artefact", f"{artefact}: no such file.", fix)
-    if not section.reads_data or data or artefact or getattr(section, "remember", False):
+    remember = getattr(section, "remember", False)
+    if remember and config.stage not in ("sft", "reward", "dpo"):
+        what = (
+            "this stage's rows are prompts, and nothing of theirs could be looked at or replayed."
+        )
+        yield Problem(f"{where}.remember", what, "run `align guard` on the saved model.")
+    if not section.reads_data or data or artefact or remember:
         return
     if not find_artefacts(config.model.path, KINDS.get(section.type, section.type)):
         yield Problem(

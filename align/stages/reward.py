@@ -23,7 +23,7 @@ from align.engine.guards.base import Batch
 from align.engine.models import check_finite, freeze, load_reward_start, peft_config
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
 from align.engine.trainers import RewardTrainer
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError, DataError, Problem
 from align.run import Run, fingerprint
 from align.stages.common import (
     console,
@@ -239,8 +239,17 @@ def pair_examples(
     max_length: int | None,
     device: torch.device | str,
 ) -> Iterable[Batch]:
-    """One pair a batch."""
+    """One pair a batch.
+
+    Raises:
+        DataError: a row is no comparison.
+    """
     for row in rows:
+        if "chosen" not in row:
+            raise DataError(
+                f"guards: a row of {', '.join(sorted(row))} is no comparison, and a reward model "
+                "learns from comparisons. Fix: set `data`."
+            )
         pair = [encode_answer(row["prompt"], row[k], tokenizer) for k in ("chosen", "rejected")]
         if max_length is not None and max(map(len, pair)) > max_length:
             continue

@@ -20,6 +20,7 @@ from align.engine.guards.fisher import IGNORED
 from align.engine.models import freeze, load_causal_lm, peft_config
 from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import SFTTrainer
+from align.errors import DataError
 from align.run import Run, fingerprint
 from align.stages.common import (
     held_out,
@@ -131,13 +132,25 @@ def sft_examples(
     max_length: int | None,
     device: torch.device | str,
 ) -> Iterable[Batch]:
-    """Batches of one example each, of which only completions are labelled."""
+    """Batches of one example each, of which only completions are labelled.
+
+    Of a comparison, which an earlier run may have kept, the chosen answer is what must stay likely.
+
+    Raises:
+        DataError: a row has no text and no answer.
+    """
     for row in rows:
+        answer = row.get("completion", row.get("chosen"))
         if "text" in row:
             ids, prompt = encode_text(row["text"], tokenizer), 0
-        else:
-            ((head, tail),) = encode_pairs([row["prompt"]], [row["completion"]], tokenizer)
+        elif answer is not None and "prompt" in row:
+            ((head, tail),) = encode_pairs([row["prompt"]], [answer], tokenizer)
             ids, prompt = head + tail, len(head)
+        else:
+            raise DataError(
+                f"guards: a row of {', '.join(sorted(row))} holds no text and no answer to keep. "
+                "Fix: name data with completions."
+            )
         yield labelled(ids[:max_length], prompt, device)
 
 
