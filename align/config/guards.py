@@ -17,6 +17,7 @@ class BudgetSection(Section):
     """A guard's strength follows what may be lost: docs/guards.md."""
 
     data: str | None = None  # what is measured; unset: the guard's own
+    columns: dict[str, str] = Field(default_factory=dict)  # of its data; ours: theirs
     samples: int = Field(default=128, gt=0)
     allowed: float = Field(default=0.01, gt=0, allow_inf_nan=False)  # growth of its mean loss
     every: int = Field(default=50, gt=0)  # optimizer steps between measurements
@@ -61,6 +62,7 @@ class ImportanceSection(WeightSection):
     reads_data: ClassVar[bool] = True
 
     data: str | None = None  # what must not be forgotten: rows the stage's format can read
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     samples: int = Field(default=256, gt=0)  # rows that importances are estimated on
     artefact: str | None = None  # importances written earlier, instead of data
     remember: bool = False  # at the end, add this stage's own rows, for later runs
@@ -101,6 +103,7 @@ class BufferSection(Section):
     """Which rows of earlier data are used, and which of this run's are kept."""
 
     data: str | None = None  # what must not be forgotten; unset: an artefact's, or the lineage's
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     artefact: str | None = None  # rows written earlier, instead of data
     samples: int = Field(default=256, gt=0)  # rows kept
     buffer: Literal["reservoir", "ring", "balanced"] = "reservoir"
@@ -134,6 +137,7 @@ class DistillSection(StrengthSection):
     type: Literal["distill"]
     on: Literal["old", "new"] = "old"  # earlier rows, or the stage's own batches
     data: str | None = None  # of `on: old`
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     samples: int = Field(default=256, gt=0)
     batch_size: int = Field(default=8, gt=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -170,6 +174,7 @@ class IsolateSection(GuardSection):
     type: Literal["isolate"]
     share: float = Field(default=0.2, gt=0, le=1)  # of all numbers
     data: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     samples: int = Field(default=256, gt=0)
     artefact: str | None = None
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
-Kind = Annotated[str, typer.Option("--rows", help="What DATA holds: sft or preference.")]
 Data = Annotated[str, typer.Argument(help="What must not be forgotten.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="OURS=THEIRS, such as prompt=question.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Default: guards/ beside the model.")]
 
 
@@ -28,13 +30,13 @@ def fisher(
     model: Annotated[Path, typer.Argument(help="The model that learnt DATA.")],
     data: Data,
     samples: Annotated[int, typer.Option(min=1, help="Rows it is estimated on.")] = 256,
-    rows: Kind = "auto",
     method: Annotated[str, typer.Option(help="ewc (Fisher) or mas (output sensitivity).")] = "ewc",
     true: Annotated[
         bool, typer.Option("--true", help="Labels drawn from the model, not the data's.")
     ] = False,
     draws: Annotated[int, typer.Option(min=1, help="With --true: labels of a position.")] = 1,
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row.")] = None,
+    columns: Columns = None,
     seed: Annotated[int, typer.Option(help="Of the rows and draws.")] = 0,
     out: Out = None,
 ) -> None:
@@ -49,7 +51,7 @@ def fisher(
         problems.append(Problem("--method", f"{method!r} is neither ewc nor mas."))
     if true and method != "ewc":
         problems.append(Problem("--true", "is of the Fisher.", "use --method ewc."))
-    check(model, data, rows, problems)
+    check(model, data, problems)
     quiet_libraries()
     from align.config.guards import EWCSection, MASSection
     from align.engine.guards.artefact import About, save_importance, task_id
@@ -58,13 +60,13 @@ def fisher(
     from align.run import fingerprint
     from align.stages.guard_source import estimate
 
-    network, source, kind = open_source(model, rows, max_length)
+    network, source, kind = open_source(model, max_length)
     section: Any = MASSection(type="mas", strength=1.0)
     if method == "ewc":
         section = EWCSection(
             type="ewc", strength=1.0, fisher="true" if true else "empirical", draws=draws
         )
-    kept = keep(list(source.rows(data)), samples, "reservoir", seed=seed)
+    kept = keep(list(source.rows(data, columns_of(columns))), samples, "reservoir", seed=seed)
     importance = estimate(section, network, source, kept, seed)
     anchor = {n: w.now().detach() for n, w in trained_weights(network).items()}
     of_model, of_data = fingerprint(model), fingerprint(data)
@@ -88,7 +90,7 @@ def buffer(
     samples: Annotated[int, typer.Option(min=1, help="Rows kept.")] = 256,
     kind: Annotated[str, typer.Option(help="reservoir, ring or balanced.")] = "reservoir",
     by: Annotated[str | None, typer.Option(help="The column of a row's class.")] = None,
-    rows: Kind = "sft",
+    columns: Columns = None,
     seed: Annotated[int, typer.Option(help="Of what is kept.")] = 0,
     out: Out = None,
 ) -> None:
@@ -101,7 +103,7 @@ def buffer(
         problems.append(Problem("--kind", f"{kind!r} is not reservoir, ring or balanced."))
     if model is None and out is None:
         problems.append(Problem("buffer", "has no place.", "give --model or --out."))
-    check(model, data, rows, problems)
+    check(model, data, problems)
     from align.quiet import quiet_libraries
 
     quiet_libraries()
@@ -109,14 +111,13 @@ def buffer(
     from align.engine.guards.buffers import keep
     from align.run import fingerprint
     from align.stages.guard_source import key_of
-    from align.stages.sft import read_rows
+    from align.stages.sft import read_either
 
-    rows = "sft" if rows == "auto" else rows
-    given = [dict(row) for row in read_rows(data, rows)]  # type: ignore[arg-type]
+    given = [dict(row) for row in read_either(data, columns_of(columns))]
     kept = keep(given, samples, kind, seed=seed, key=key_of(by))  # type: ignore[arg-type]
     of_data = fingerprint(data)
     task = task_id(of_data, "rows")
-    details = {"data": data, "data_fingerprint": of_data, "rows": rows, "kind": kind}
+    details = {"data": data, "data_fingerprint": of_data, "kind": kind}
     place = out or Path(str(model)) / "guards" / f"rows-{task}.safetensors"
     of_model = fingerprint(model) if model is not None else "none"
     save_rows(place, kept, About("rows", (task,), of_model, details))
@@ -124,7 +125,20 @@ def buffer(
     print(place)
 
 
-def check(model: Path | None, data: str, rows: str, problems: list[Problem]) -> None:
+def columns_of(given: list[str] | None) -> dict[str, str]:
+    """OURS=THEIRS as a dictionary.
+
+    Raises:
+        ConfigError: something is not of that form.
+    """
+    pairs = [text.partition("=") for text in given or []]
+    wrong = ["".join(pair) for pair in pairs if not all(pair)]
+    if wrong:
+        raise ConfigError([Problem("--column", f"{wrong[0]!r} is not OURS=THEIRS.")])
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+def check(model: Path | None, data: str, problems: list[Problem]) -> None:
     """Refuse what cannot work, before anything loads.
 
     Raises:
@@ -134,8 +148,6 @@ def check(model: Path | None, data: str, rows: str, problems: list[Problem]) -> 
     from align.data.read import READERS, file_suffix, missing
     from align.stages.preflight import check_model
 
-    if rows not in ("auto", "sft", "preference"):
-        problems.append(Problem("--rows", f"{rows!r} is neither sft nor preference."))
     if file_suffix(Path(data)) in READERS and not Path(data).is_file():
         problems.append(Problem("DATA", missing(Path(data))))
     if problems:
@@ -144,13 +156,12 @@ def check(model: Path | None, data: str, rows: str, problems: list[Problem]) -> 
         check_model("MODEL", str(model), policy=False)
 
 
-def open_source(model: Path, rows: str, max_length: int | None) -> tuple[nn.Module, Source, str]:
+def open_source(model: Path, max_length: int | None) -> tuple[nn.Module, Source, str]:
     """The model, how its rows are read, and what they are."""
     import torch
 
     from align.engine.models import load_causal_lm
     from align.engine.tokenizer import load_tokenizer
-    from align.stages.dpo import answer_source
     from align.stages.preflight import is_classifier
     from align.stages.reward import pair_source
     from align.stages.sft import sft_source
@@ -163,8 +174,6 @@ def open_source(model: Path, rows: str, max_length: int | None) -> tuple[nn.Modu
         source, kind = pair_source(tokenizer, max_length, device), "preference"
     else:
         network = load_causal_lm(model)
-        kind = "sft" if rows == "auto" else rows
-        make = sft_source if kind == "sft" else answer_source
-        source = make(tokenizer, max_length, device)
+        source, kind = sft_source(tokenizer, max_length, device), "text"
     network.requires_grad_(True)
     return network.to(device), source, kind

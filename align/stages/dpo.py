@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,12 +35,12 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guard_source import Source, step_rows
+from align.stages.guard_source import step_rows
 from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.sft import read_rows, sft_source
+from align.stages.sft import sft_source
 from align.stages.training import train
 from feedback.agreement import wilson
 from reward.preferences import SOFT_LABEL, is_tie
@@ -104,7 +102,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     # Taken before freezing and adapters: what the policy is now.
     reference = None if config.peft else snapshot(model)
     freeze(model, config.model.freeze)
-    source = answer_source(tokenizer, args.max_length, model.device, step_rows(args))
+    source = sft_source(tokenizer, args.max_length, model.device, step_rows(args))
     guards = build_guards(config.guards, model, source, config.model.path, run)
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
@@ -217,11 +215,3 @@ def warn_of_lost_likelihood(run: Run, nats: float = 5.0) -> None:
         )
         run.warn(message)
         console.print(f"[yellow]warning:[/] {message}")
-
-
-def answer_source(
-    tokenizer: Any, max_length: int | None, device: torch.device, rows: int = 8
-) -> Source:
-    """How guards read preferences: the chosen answers are what must stay likely."""
-    source = sft_source(tokenizer, max_length, device, rows)
-    return replace(source, rows=partial(read_rows, kind="preference"))

@@ -45,7 +45,8 @@ def settle_guards(guards: Sequence[Guard], model: nn.Module, run: Run) -> None:
                 "used": guard.used,
                 "strength": guard.strength,
             }
-            run.update(retention=run.record.get("retention", {}) | {str(index): found})
+            earlier = run.record.get("results", {}).get("retention", {})
+            run.finish(retention=earlier | {f"guards.{index}": found})
             if guard.used > 1:
                 run.warn(
                     f"guards.{index}: the loss on what must not be lost grew from "

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 class Source:
     """How a stage reads what must not be forgotten."""
 
-    rows: Callable[[str], Sequence[Row]]  # of a file
+    rows: Callable[[str, Mapping[str, str]], Sequence[Row]]  # of a file and its columns' names
     encode: Callable[[Iterable[Row]], Iterable[Batch]]  # batches of one example
     loss: LossFn  # negative log-likelihood of a batch, summed over what it labels
     logits: LogitsFn | None = None  # (model, batch) -> (N, C) and labels (N,)
@@ -92,6 +92,6 @@ def one_by_one(loss: LossFn) -> tuple[Collate, LossFn, Size]:
         parts = batch.get("examples")
         if parts is None:
             return loss(model, batch)
-        return torch.stack([loss(model, part) for part in parts]).sum()  # type: ignore[arg-type]
+        return torch.stack([loss(model, part) for part in parts]).sum()
 
     return gather, total, lambda batch: torch.tensor(len(batch["examples"]))

@@ -8,7 +8,7 @@ left that the model came from (its lineage). What is written: `align.stages.guar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ class Builder:
             return guard
         data = budget.data or getattr(section, "data", None)
         assert data is not None
-        return self._budget(guard, budget, data)
+        columns = budget.columns if budget.data else getattr(section, "columns", {})
+        return self._budget(guard, budget, data, columns)
 
     def _guard(self, section: GuardSection) -> Guard:
         source = self.source
@@ -148,11 +149,14 @@ class Builder:
         true = needed_logits(source, "fisher: true") if section.fisher == "true" else None
         return EWC(section.strength, importance, anchor, logits_fn=true, **common)
 
-    def _rows(self, data: str, samples: int) -> list[Row]:
+    def _rows(self, data: str, columns: Mapping[str, str], samples: int) -> list[Row]:
         """Rows of a file, drawn by the run's seed."""
         self.run.add_parent("data", data, fingerprint=fingerprint(data))
         return keep(
-            list(self.source.rows(data)), samples, "reservoir", seed=self.run.record["seed"]
+            list(self.source.rows(data, columns)),
+            samples,
+            "reservoir",
+            seed=self.run.record["seed"],
         )
 
     def _replay(self, section: ReplaySection | AGEMSection) -> Replay:
@@ -183,7 +187,7 @@ class Builder:
         if section.data is not None:
             self.run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
             rows = keep(
-                list(self.source.rows(section.data)),
+                list(self.source.rows(section.data, section.columns)),
                 section.samples,
                 section.buffer,
                 seed=self.run.record["seed"],
@@ -204,7 +208,9 @@ class Builder:
         logits = needed_logits(self.source, section.type)
         examples = None
         if section.data is not None:
-            examples = self.source.encode(self._rows(section.data, section.samples))
+            examples = self.source.encode(
+                self._rows(section.data, section.columns, section.samples)
+            )
         return Distill(
             logits,
             section.strength,
@@ -231,10 +237,12 @@ class Builder:
             rows=rows,
         )
 
-    def _budget(self, guard: Guard, section: BudgetSection, data: str) -> Guard:
+    def _budget(
+        self, guard: Guard, section: BudgetSection, data: str, columns: Mapping[str, str]
+    ) -> Guard:
         return Budget(
             guard,
-            self.source.encode(self._rows(data, section.samples)),
+            self.source.encode(self._rows(data, columns, section.samples)),
             self.source.loss,
             allowed=section.allowed,
             every=section.every,
@@ -262,7 +270,7 @@ class Builder:
         if own.is_file():  # of this run before it was interrupted
             loaded = load_importance(own)
             return loaded.importance, loaded.anchor
-        rows = self._rows(data, section.samples)  # type: ignore[attr-defined]
+        rows = self._rows(data, section.columns, section.samples)  # type: ignore[attr-defined]
         importance = estimate(section, self.model, self.source, rows, self.run.record["seed"])
         anchor = {n: w.now().detach() for n, w in trained_weights(self.model).items()}
         if first_process():

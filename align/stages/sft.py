@@ -114,14 +114,39 @@ def sft_source(
 ) -> Source:
     """How guards read text, prompt-completion pairs and conversations; `rows` are a step's."""
     encode = partial(sft_examples, tokenizer=tokenizer, max_length=max_length, device=device)
-    return Source(
-        partial(read_rows, kind="sft"), encode, sequence_nll, sequence_logits, step_rows=rows
+    return Source(read_either, encode, sequence_nll, sequence_logits, step_rows=rows)
+
+
+def read_either(path: str, columns: Mapping[str, str]) -> Dataset:
+    """All rows of a file of text, completions or comparisons: a language model reads all of these.
+
+    Raises:
+        DataError: no row can be read as either.
+    """
+    try:
+        return read_rows(path, columns, "sft")
+    except DataError as error:
+        try:
+            return read_rows(path, columns, "preference")
+        except DataError:
+            raise error from None
+
+
+def read_rows(path: str, columns: Mapping[str, str], kind: Kind) -> Dataset:
+    """All rows of a file, of one kind; those that cannot be read are left out.
+
+    Args:
+        path: as in `data.train`.
+        columns: ours: theirs.
+        kind: what the stage reads.
+
+    Raises:
+        DataError: no row can be read.
+    """
+    source = {"path": path, "columns": dict(columns)}
+    section = DataSection.model_validate(
+        {"train": source, "validation_fraction": 0.0, "bad_rows": "quarantine"}
     )
-
-
-def read_rows(path: str, kind: Kind) -> Dataset:
-    """All rows of a file, of one kind."""
-    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
     return load_splits(section, kind).train
 
 

@@ -95,7 +95,7 @@ def test_a_reward_model_replays_comparisons_within_a_budget(stage, cli, world, t
     result = cli(*stage("reward", guards=guards))
     assert result.code == 0, result.text
     folder = tmp_path / "run-reward"
-    found = record(folder)["retention"]["0"]
+    found = record(folder)["results"]["retention"]["guards.0"]
     assert found["guard"] == "replay"
     assert found["used"] <= 1
     assert logged(folder, "guard/budget_used")
@@ -124,6 +124,6 @@ def test_align_guard_makes_what_a_run_finds(stage, cli, world, tmp_path):
     start, end = (load_file(p / "model.safetensors") for p in (model, folder / "model"))
     for name, value in load_file(merged / "model.safetensors").items():
         assert torch.allclose(value, 0.5 * (start[name] + end[name]), atol=1e-6)
-    result = cli("guard", "fisher", model, "none.jsonl", "--method", "fish", "--rows", "x")
+    result = cli("guard", "fisher", model, "none.jsonl", "--method", "fish", "--draws", "2")
     assert result.code == 2
-    assert all(part in result.text for part in ("none.jsonl", "'fish'", "'x'"))
+    assert all(part in result.text for part in ("none.jsonl", "'fish'"))

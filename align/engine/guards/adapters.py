@@ -49,7 +49,7 @@ class TaskAdapters:
         if name in self.tasks:
             raise ModelError(f"there is a task {name!r} already. Fix: choose another name.")
         if self.model is None:
-            self.model = peft.get_peft_model(self.base, self.config, adapter_name=name)  # type: ignore[assignment]
+            self.model = peft.get_peft_model(self.base, self.config, adapter_name=name)
         else:
             self.model.add_adapter(name, self.config)
         self.tasks.append(name)
@@ -70,7 +70,8 @@ class TaskAdapters:
             raise ModelError(f"there is no task {name!r}. Fix: use one of {known}.")
         active = self.tasks[: self.tasks.index(name) + 1] if self.progressive else [name]
         flags = {n: p.requires_grad for n, p in self.model.named_parameters()}
-        self.model.base_model.set_adapter(active)
+        tuner: Any = self.model.base_model
+        tuner.set_adapter(active)
         for key, parameter in self.model.named_parameters():  # PEFT makes what is active train
             parameter.requires_grad_(flags[key])
 
@@ -78,7 +79,8 @@ class TaskAdapters:
     def using(self, name: str) -> Iterator[nn.Module]:
         """Within it the model answers as of a task; afterwards as before."""
         assert self.model is not None
-        before = list(self.model.base_model.active_adapters)
+        tuner: Any = self.model.base_model
+        before = list(tuner.active_adapters)
         self.use(name)
         try:
             yield self.model

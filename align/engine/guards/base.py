@@ -75,8 +75,10 @@ class GuardCallback(TrainerCallback):
         optimizer: Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Weights have moved."""
+        """Weights have moved, unless float16's gradients overflowed and the step was skipped."""
         assert model is not None
+        if getattr(optimizer, "step_was_skipped", False):
+            return
         for guard in self.guards:
             guard.after_step(model, optimizer)
 

@@ -69,6 +69,7 @@ class Budget:
             ModelError: there are no examples.
         """
         self.guard: Guard = guard
+        self.name: str = guard.name
         self.examples = [{k: v.cpu() for k, v in example.items()} for example in examples]
         if not self.examples:
             raise ModelError("a budget needs at least one example; budget.data gave none.")
@@ -79,11 +80,6 @@ class Budget:
         self.first = float(guard.strength)
         self.step, self.before, self.now = 0, math.nan, math.nan
         self.start: dict[str, Tensor] = {}
-
-    @property
-    def name(self) -> str:
-        """The guard's."""
-        return self.guard.name
 
     @property
     def place(self) -> int:
