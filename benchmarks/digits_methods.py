@@ -132,7 +132,7 @@ class ICarl(EachTask):
             return []
         found = [
             replay(kept, self.seed),
-            Distill(logits_fn, 1.0, kept, batch_size=16, seed=self.seed),
+            Distill(logits_fn, 1.0, kept, batch_size=16, seed=self.seed, collate_fn=together),
         ]
         for guard in found:
             guard.begin(model)
@@ -170,6 +170,11 @@ def replay(rows: Iterable[Batch], seed: int, strength: float = 1.0) -> Replay:
     return Replay(rows, loss_fn, strength, 32, seed, collate_fn=together, size_fn=count)
 
 
+def distill(rows: Iterable[Batch], seed: int) -> Distill:
+    """Distillation of 32 rows a step."""
+    return Distill(logits_fn, 1.0, rows, batch_size=32, seed=seed, collate_fn=together)
+
+
 def agem(rows: Iterable[Batch], seed: int) -> AGEM:
     """A-GEM on 64 rows a step."""
     count = lambda batch: torch.tensor(len(batch["y"]))  # noqa: E731
@@ -194,9 +199,7 @@ METHODS: dict[str, Callable[[int], Method]] = {
     "lwf": lambda seed: EachTask(
         lambda m: Distill(logits_fn, 1.0, temperature=2.0, read_batch=lambda b: b), seed
     ),
-    "distill_old": lambda seed: EachTask(
-        lambda m: Distill(logits_fn, 1.0, m.buffer.items, batch_size=32, seed=m.seed), seed, 200
-    ),
+    "distill_old": lambda seed: EachTask(lambda m: distill(m.buffer.items, m.seed), seed, 200),
     "er_ace": ERACE,
     "icarl": ICarl,
     "isolate": lambda seed: EachTask(lambda m: Isolate(m.fisher, 0.6), seed),

@@ -82,16 +82,30 @@ def step_rows(args: Any) -> int:
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
 
 
-def one_by_one(loss: LossFn) -> tuple[Collate, LossFn, Size]:
-    """For examples that no batch can hold together: a batch is a list, scored in turn."""
+def one_by_one(
+    loss: LossFn, logits: LogitsFn | None
+) -> tuple[Collate, LossFn, LogitsFn | None, Size]:
+    """For examples that no batch can hold together: a batch is a list, scored in turn.
+
+    Returns:
+        How they are collated, loss and outputs of such a list (or of one example), and its length.
+    """
 
     def gather(examples: Sequence[Batch], device: torch.device) -> Batch:
         return {"examples": [{k: v.to(device) for k, v in e.items()} for e in examples]}  # type: ignore[dict-item]
 
-    def total(model: nn.Module, batch: Batch) -> Tensor:
-        parts = batch.get("examples")
-        if parts is None:
-            return loss(model, batch)
-        return torch.stack([loss(model, part) for part in parts]).sum()
+    def parts(batch: Batch) -> list[Batch]:
+        return list(batch.get("examples", [batch]))  # type: ignore[arg-type, call-overload]
 
-    return gather, total, lambda batch: torch.tensor(len(batch["examples"]))
+    def total(model: nn.Module, batch: Batch) -> Tensor:
+        return torch.stack([loss(model, part) for part in parts(batch)]).sum()
+
+    def outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert logits is not None
+        found = [logits(model, part) for part in parts(batch)]
+        return torch.cat([one for one, _ in found]), torch.cat([labels for _, labels in found])
+
+    def count(batch: Batch) -> Tensor:
+        return torch.tensor(len(parts(batch)))
+
+    return gather, total, outputs if logits is not None else None, count

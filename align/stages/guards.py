@@ -220,6 +220,7 @@ class Builder:
             top_k=section.top_k,
             batch_size=section.batch_size,
             seed=self.seed,
+            collate_fn=self.source.collate,
         )
 
     def _clear(self, section: ClearSection) -> Clear:

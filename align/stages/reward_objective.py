@@ -165,10 +165,9 @@ def train_objective(
         return scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device)
 
     logits = choices if kind == "pairs" else None
-    gather, loss, size_of = one_by_one(total_loss)
-    source = Source(
-        partial(read_rows, kind=DATA[kind]), batches, loss, logits, gather, size_of, step_rows(args)
-    )
+    gather, loss, outputs, size_of = one_by_one(total_loss, logits)
+    read = partial(read_rows, kind=DATA[kind])
+    source = Source(read, batches, loss, outputs, gather, size_of, step_rows(args))
     guards = build_guards(config.guards, scorer, source, config.model.path, run)
 
     trainer = build_trainer(

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from align.engine.guards.base import Batch, LossFn
 from align.engine.guards.fisher import IGNORED, LogitsFn, evaluating
-from align.engine.guards.replay import Stored
+from align.engine.guards.replay import Collate, Stored, collate
 from align.engine.guards.weights import inner_module
 from align.errors import ModelError
 
@@ -90,6 +90,7 @@ class Distill:
         batch_size: int = 8,
         seed: int = 0,
         read_batch: Callable[[Batch], Batch] | None = None,
+        collate_fn: Collate | None = None,
     ):
         """Set up.
 
@@ -103,6 +104,8 @@ class Distill:
             batch_size: old examples an optimizer step.
             seed: of their order.
             read_batch: what a trainer's batch is for `logits_fn`; None: `language_batch`.
+            collate_fn: several old examples as one batch; None: `replay.collate`. `logits_fn` has
+                to keep the order of examples.
 
         Raises:
             ModelError: there are no examples, or `top_k` with a temperature or reversed.
@@ -113,7 +116,7 @@ class Distill:
         self.stored = None if examples is None else Stored(examples, seed=seed)
         self.temperature, self.reverse, self.top_k = temperature, reverse, top_k
         self.batch_size = batch_size
-        self.read_batch = read_batch or language_batch
+        self.read_batch, self.collate = read_batch or language_batch, collate_fn or collate
         self.teacher: nn.Module | None = None
         self.answers: list[tuple[Tensor, Tensor | None]] = []
 
@@ -127,7 +130,7 @@ class Distill:
         self.answers = []
         with torch.no_grad(), evaluating(model):
             for number, example in enumerate(self.stored.examples):
-                logits = self._kept(model, on(example, device))[0].float().cpu()
+                logits = self._kept(model, self.collate([example], device))[0].float().cpu()
                 best = None
                 if self.top_k is not None:
                     logits, best = log_softmax(logits, dim=-1).topk(
@@ -141,16 +144,16 @@ class Distill:
         device = next(model.parameters()).device
         if self.stored is None:
             return self.strength * self._on_new(model, on(self.read_batch(batch), device)).mean()
-        found = []
-        for example in self.stored.draw(self.batch_size):
-            before, best = self.answers[int(example["number"])]
-            now, _ = self._kept(model, on(example, device))
-            if best is None:
-                each = divergence(before.to(device), now, self.temperature, self.reverse)
-            else:
-                each = divergence_of_best(before.to(device), best.to(device), now)
-            found.append(each)
-        return self.strength * torch.cat(found).mean()
+        drawn = self.stored.draw(self.batch_size)
+        answers = [self.answers[int(example["number"])] for example in drawn]
+        before = torch.cat([values for values, _ in answers]).to(device)
+        now, _ = self._kept(model, self.collate(drawn, device))
+        if self.top_k is None:
+            each = divergence(before, now, self.temperature, self.reverse)
+        else:
+            best = torch.cat([indices for _, indices in answers if indices is not None])
+            each = divergence_of_best(before, best.to(device), now)
+        return self.strength * each.mean()
 
     def _on_new(self, model: nn.Module, batch: Batch) -> Tensor:
         teacher = self.teacher

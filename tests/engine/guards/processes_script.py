@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,16 +28,23 @@ def fisher_of(model: nn.Module, size: float = 1.0) -> dict[str, torch.Tensor]:
     return {n: size * torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
 
 
-def train(model_dir: Path, out: Path, rows: int) -> dict[str, torch.Tensor]:
+def train(
+    model_dir: Path,
+    out: Path,
+    rows: int,
+    kinds: tuple[str, ...] = ("ewc", "si"),
+    deepspeed: dict[str, Any] | None = None,
+) -> dict[str, torch.Tensor]:
     """Three steps of SFT with EWC and SI through the trainer."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     start = {n: p.detach() - 0.05 for n, p in model.named_parameters()}
-    guards = [EWC(3.0, fisher_of(model), start), SI(1.0)]
+    both = {"ewc": EWC(3.0, fisher_of(model), start), "si": SI(1.0)}
+    guards = [both[kind] for kind in kinds]
     args = SFTConfig(
-        output_dir=str(out), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True,
+        output_dir=str(out), report_to=[], use_cpu=deepspeed is None, bf16=False, disable_tqdm=True,
         save_strategy="no", optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
         per_device_train_batch_size=rows, max_steps=3, max_length=64, seed=3, logging_steps=1,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False, max_grad_norm=0.0, deepspeed=deepspeed,
     )  # fmt: skip
     texts = [{"text": f"Where is order {n * n}, and is it late?"} for n in range(24)]
     trainer = SFTTrainer(
@@ -47,9 +55,13 @@ def train(model_dir: Path, out: Path, rows: int) -> dict[str, torch.Tensor]:
         guards=guards,
     )
     trainer.train()
-    (first,) = (row["guard/ewc"] for row in trainer.state.log_history[:1])
     found = {n: p.detach() for n, p in trained_parameters(trainer).items()}
-    return found | {f"si/{n}": v for n, v in guards[1].path.items()} | {"ewc": torch.tensor(first)}
+    for guard in guards:
+        if isinstance(guard, SI):
+            found |= {f"si/{n}": v for n, v in guard.path.items()}
+        else:
+            found["ewc"] = torch.tensor(trainer.state.log_history[0]["guard/ewc"])
+    return found
 
 
 def trained_parameters(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
@@ -132,7 +144,18 @@ def main() -> None:
     model_dir, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ.get("RANK", "0"))
     if len(sys.argv) > 4:
-        engine(out / f"zero-{rank}.pt")
+        config = None
+        if sys.argv[4] != "plain":
+            engine(out / f"zero-{rank}.pt")
+            config = {
+                "train_micro_batch_size_per_gpu": "auto",
+                "zero_optimization": {"stage": int(sys.argv[4])},
+                "zero_force_ds_cpu_optimizer": False,
+                "zero_allow_untested_optimizer": True,
+            }
+        for kind in ("ewc", "si"):
+            found = train(model_dir, out / kind, rows, (kind,), config)
+            torch.save(found, out / f"{kind}-{rank}.pt")
         return
     torch.save(train(model_dir, out, rows), out / f"sft-{rank}.pt")
     torch.save(loop(shard=torch.distributed.is_initialized()), out / f"loop-{rank}.pt")

@@ -61,7 +61,15 @@ def test_two_processes_are_one(policy_dir, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
 def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(tmp_path, policy_dir):
-    launch([str(policy_dir), str(tmp_path), "8", "2"], 2, tmp_path, DS_ACCELERATOR="cpu")
+    launch([str(policy_dir), str(tmp_path), "4", "2"], 2, tmp_path, DS_ACCELERATOR="cpu")
+    (tmp_path / "plain").mkdir()
+    launch([str(policy_dir), str(tmp_path / "plain"), "8", "plain"], 1, tmp_path)
+    for kind in ("ewc", "si"):  # through the trainer
+        one = torch.load(tmp_path / "plain" / f"{kind}-0.pt")
+        for rank in range(2):
+            two = torch.load(tmp_path / f"{kind}-{rank}.pt")
+            for name, value in one.items():
+                assert torch.allclose(two[name], value, atol=1e-5, rtol=1e-4), (kind, name)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
     generator = torch.Generator().manual_seed(2)
