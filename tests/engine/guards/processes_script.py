@@ -144,15 +144,13 @@ def main() -> None:
     model_dir, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ.get("RANK", "0"))
     if len(sys.argv) > 4:
-        config = None
-        if sys.argv[4] != "plain":
-            engine(out / f"zero-{rank}.pt")
-            config = {
-                "train_micro_batch_size_per_gpu": "auto",
-                "zero_optimization": {"stage": int(sys.argv[4])},
-                "zero_force_ds_cpu_optimizer": False,
-                "zero_allow_untested_optimizer": True,
-            }
+        engine(out / f"zero-{rank}.pt")
+        config = {
+            "train_micro_batch_size_per_gpu": "auto",
+            "zero_optimization": {"stage": int(sys.argv[4])},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
         for kind in ("ewc", "si"):
             found = train(model_dir, out / kind, rows, (kind,), config)
             torch.save(found, out / f"{kind}-{rank}.pt")

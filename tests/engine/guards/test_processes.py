@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 
 from align.engine.guards.ewc import EWC
 from align.engine.guards.si import SI
-from align.engine.launch import launch_command
 from feedback.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,53 +23,66 @@ SCRIPT = Path(__file__).with_name("processes_script.py")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def launch(arguments: list[str], processes: int, folder: Path, **more: str) -> None:
-    start = [sys.executable]
-    if processes > 1:
-        command = launch_command("cpu2", [], processes=processes, main_port=free_port())
-        start = command[: command.index("--module")]
-        preset = start.index("--config_file") + 1
-        start[preset] = str((ROOT / start[preset]).resolve())
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """The script's functions, for one process: this one."""
+    spec = importlib.util.spec_from_file_location("guards_on_processes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(arguments: list[str], folder: Path, **more: str) -> None:
+    """The script on two processes, to its end."""
     paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    done = subprocess.run(
-        [*start, str(SCRIPT), *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | more,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    shared = {
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments],
+            cwd=folder,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=800)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-4000:]
 
 
-def test_two_processes_are_one(policy_dir, tmp_path):
-    for name, processes, rows in (("one", 1, 8), ("two", 2, 4)):
-        (tmp_path / name).mkdir()
-        launch([str(policy_dir), str(tmp_path / name), str(rows)], processes, tmp_path)
-    for part in ("sft", "loop"):
-        one = torch.load(tmp_path / "one" / f"{part}-0.pt")
+def alike(two: dict[str, torch.Tensor], one: dict[str, torch.Tensor]) -> None:
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, atol=1e-5, rtol=1e-4), name
+    moves = [float(v.abs().max()) for n, v in one.items() if n.startswith("si/") or n == "ewc"]
+    assert max(moves) > 0
+
+
+def test_two_processes_are_one(script, policy_dir, tmp_path):
+    launch([str(policy_dir), str(tmp_path), "4"], tmp_path)
+    one = {"sft": script.train(policy_dir, tmp_path, 8), "loop": script.loop(shard=False)}
+    for part, expected in one.items():
         for rank in range(2):
-            two = torch.load(tmp_path / "two" / f"{part}-{rank}.pt")
-            assert two.keys() == one.keys()
-            for name, value in one.items():
-                assert torch.allclose(two[name], value, atol=1e-5, rtol=1e-4), (part, name)
-        assert float(one["ewc"]) > 0
-        paths = [float(v.abs().max()) for n, v in one.items() if n.startswith("si/")]
-        assert max(paths) > 0
+            alike(torch.load(tmp_path / f"{part}-{rank}.pt"), expected)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
-def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(tmp_path, policy_dir):
-    launch([str(policy_dir), str(tmp_path), "4", "2"], 2, tmp_path, DS_ACCELERATOR="cpu")
-    (tmp_path / "plain").mkdir()
-    launch([str(policy_dir), str(tmp_path / "plain"), "8", "plain"], 1, tmp_path)
+def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(script, tmp_path, policy_dir):
+    launch([str(policy_dir), str(tmp_path), "4", "2"], tmp_path, DS_ACCELERATOR="cpu")
     for kind in ("ewc", "si"):  # through the trainer
-        one = torch.load(tmp_path / "plain" / f"{kind}-0.pt")
+        one = script.train(policy_dir, tmp_path / kind, 8, (kind,))
         for rank in range(2):
-            two = torch.load(tmp_path / f"{kind}-{rank}.pt")
-            for name, value in one.items():
-                assert torch.allclose(two[name], value, atol=1e-5, rtol=1e-4), (kind, name)
+            alike(torch.load(tmp_path / f"{kind}-{rank}.pt"), one)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
     generator = torch.Generator().manual_seed(2)
