@@ -7,7 +7,7 @@ With importances H and an anchor theta*, all of one shape per parameter,
     proximal  theta_i <- (theta_i + rate * strength * H_i * theta*_i) / (1 + rate * strength * H_i)
 
 The gradient needs no autograd: it is added in place, in blocks that stay in a CPU's cache, or with
-`torch._foreach_*` elsewhere; one small buffer is reused. An explicit step diverges where
+`torch._foreach_*` elsewhere, in groups; what is allocated is small. An explicit step diverges where
 rate * strength * max(H) > 2 (1 + momentum); the proximal one is stable for every strength.
 
 Leaves out which weights are held (`weights`) and where importances come from (`ewc`, `si`, `mas`).
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 16  # numbers worked on at once on a CPU: 256 KiB in float32
+GROUP = 1 << 26  # and elsewhere: 256 MiB
 Importances = Sequence[Tensor | None]  # None: 1 everywhere
 
 
@@ -62,7 +63,7 @@ def add_gradient(
     """
     with torch.no_grad():
         if weights and weights[0].device.type != "cpu":
-            _add_foreach(gradients, weights, anchors, importances, strength)
+            add_in_groups(gradients, weights, anchors, importances, strength)
             return
         buffer = torch.empty(BLOCK)
         for gradient, weight, anchor, importance in zip(
@@ -94,19 +95,31 @@ def _add_blocks(
             part.addcmul_(h, apart, value=strength)
 
 
-def _add_foreach(
+def add_in_groups(
     gradients: Sequence[Tensor],
     weights: Sequence[Tensor],
     anchors: Sequence[Tensor],
     importances: Importances,
     strength: float,
+    most: int = GROUP,
 ) -> None:
-    """For devices where starting a kernel costs more than a pass over memory."""
-    apart = list(torch._foreach_sub([w.float() for w in weights], list(anchors)))
-    held = [(d, h) for d, h in zip(apart, importances, strict=True) if h is not None]
-    if held:
-        torch._foreach_mul_([d for d, _ in held], [h for _, h in held])
-    torch._foreach_add_(list(gradients), apart, alpha=strength)
+    """`add_gradient` where starting a kernel costs more than a pass over memory.
+
+    Tensors are taken together up to `most` numbers, whose differences are all that is allocated.
+    """
+    start = 0
+    while start < len(weights):
+        stop, count = start, 0
+        while stop < len(weights) and (stop == start or count + weights[stop].numel() <= most):
+            count += weights[stop].numel()
+            stop += 1
+        part = slice(start, stop)
+        apart = list(torch._foreach_sub([w.float() for w in weights[part]], list(anchors[part])))
+        held = [(d, h) for d, h in zip(apart, importances[part], strict=True) if h is not None]
+        if held:
+            torch._foreach_mul_([d for d, _ in held], [h for _, h in held])
+        torch._foreach_add_(list(gradients[part]), apart, alpha=strength)
+        start = stop
 
 
 def proximal_step(

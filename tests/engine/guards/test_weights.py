@@ -12,7 +12,13 @@ from torch import nn
 from align.engine.guards.ewc import EWC, ewc_penalty
 from align.engine.guards.fisher import estimate_fisher
 from align.engine.guards.l2sp import L1SP, L2SP
-from align.engine.guards.quadratic import BLOCK, add_gradient, combine, penalty_value
+from align.engine.guards.quadratic import (
+    BLOCK,
+    add_gradient,
+    add_in_groups,
+    combine,
+    penalty_value,
+)
 from align.engine.guards.si import SI
 from align.engine.guards.weights import trained_weights
 from align.errors import ConfigError, ModelError
@@ -63,6 +69,20 @@ def test_blocks_cover_a_large_tensor_and_a_transposed_gradient():
     assert value.item() == pytest.approx(
         (importance * (weight - anchor).square()).sum().item(), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("most", [1, 8, 1000])
+def test_groups_of_tensors_add_what_blocks_do(most):
+    torch.manual_seed(0)
+    shapes = [(3, 2), (5,), (), (4, 1)]
+    weights, anchors = ([torch.randn(s) for s in shapes] for _ in range(2))
+    importances = [torch.rand(3, 2), None, torch.rand(()), torch.rand(4, 1)]
+    one, two = ([torch.ones(s) for s in shapes] for _ in range(2))
+    add_gradient(one, weights, anchors, importances, 3.0)
+    add_in_groups(two, weights, anchors, importances, 3.0, most)
+    for blocks, groups in zip(one, two, strict=True):
+        assert torch.allclose(blocks, groups)
+        assert not torch.allclose(blocks, torch.ones(()))
 
 
 def test_several_anchors_are_one_exactly():
