@@ -175,7 +175,7 @@ class SelftrainStage(StageConfig):
     rollout: RolloutSection = Field(default_factory=RolloutSection)
     trainer: dict[str, Any] = Field(default_factory=dict)
     peft: PeftSection | None = None
-    guards: list[GuardSection] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=list)
     normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
