@@ -150,7 +150,7 @@ def test_every_mistake_at_once(selftrain, cli, tmp_path):
             "star",
             model={"path": str(tmp_path / "nowhere")},
             loop={"start": "last", "base": "org/base"},
-            data={"validation_fraction": 0.0, "balance": {"by": "source"}},
+            data={"validation_fraction": 0.0, "balance": {"method": "over", "by": "source"}},
             reward=[],
             harvest={"gap": 0.5, "beside": str(tmp_path / "none.jsonl")},
             pseudo={"path": "x.jsonl"},
