@@ -20,6 +20,8 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 MODULES = (
     "acquisition",
     "acquisition_pool",
+    "digits",
+    "guards",
     "label_studio",
     "ppo",
     "reward_heads",

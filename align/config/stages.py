@@ -16,11 +16,11 @@ from align.config.active import (
     StoppingSection,
 )
 from align.config.continual import OtherSection, TaskSection
+from align.config.guards import Guards
 from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
     EvaluateSection,
-    GuardSection,
     JudgeSection,
     ModelSection,
     NormalisationSection,
@@ -64,7 +64,7 @@ class TrainingStage(StageConfig):
     data: DataSection
     trainer: dict[str, Any] = Field(default_factory=dict)
     peft: PeftSection | None = None
-    guards: list[GuardSection] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=list)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class SelftrainStage(StageConfig):
     rollout: RolloutSection = Field(default_factory=RolloutSection)
     trainer: dict[str, Any] = Field(default_factory=dict)
     peft: PeftSection | None = None
-    guards: list[GuardSection] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=list)
     normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 

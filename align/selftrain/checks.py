@@ -57,7 +57,7 @@ def check_selftrain(config: SelftrainStage) -> None:
     checks: list[Any] = [
         own,
         lambda: check_peft(config.peft, stage),
-        lambda: check_guards(config.guards, config.peft, stage),
+        lambda: check_guards(first_training(config, Path(config.run.dir or ""))),
     ]
     if policy and config.reward:
         checks.append(lambda: check_rewards(config.reward))
