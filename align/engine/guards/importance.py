@@ -277,7 +277,7 @@ class WeightGuard:
             n
             for n, w in weights.items()
             for given in (self.importance, self.anchor)
-            if n in given and given[n].shape != w.shape
+            if n in given and given[n].shape not in (w.shape, w.now().shape)  # or its shard
         ]
         if wrong or not weights.keys() & self.importance.keys():
             shown = wrong[0] if wrong else next(iter(self.importance), "nothing")
