@@ -189,6 +189,14 @@ def active(
 
 
 @app.command()
+def selftrain(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a model on its own answers or labels, as long as held-out data say that it gains."""
+    run_stage("selftrain", config, overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
 def continual(
     config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:

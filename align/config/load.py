@@ -91,8 +91,9 @@ def check_mapping(
     except ValidationError as error:
         problems += [_explain(stage, item) for item in error.errors()]
     trainer = raw.get("trainer") or {}
-    if stage.trainer_class and isinstance(trainer, dict):
-        problems += check_trainer_args(_import(stage.trainer_class), trainer)
+    trainer_class = stage.trainer_of(raw)
+    if trainer_class and isinstance(trainer, dict):
+        problems += check_trainer_args(_import(trainer_class), trainer)
     return config
 
 

@@ -95,7 +95,7 @@ def one_by_one(
         return {"examples": [{k: v.to(device) for k, v in e.items()} for e in examples]}  # type: ignore[dict-item]
 
     def parts(batch: Batch) -> list[Batch]:
-        return list(batch.get("examples", [batch]))  # type: ignore[arg-type, call-overload]
+        return list(batch.get("examples", [batch]))
 
     def total(model: nn.Module, batch: Batch) -> Tensor:
         return torch.stack([loss(model, part) for part in parts(batch)]).sum()
