@@ -70,7 +70,7 @@ class WeightGuard:
         self.strength, self.proximal, self.in_place = strength, proximal, in_place or proximal
         self.uniform = importance is None
         self.importance: dict[str, Tensor] = dict(importance or {})
-        # Copies: an anchor that shares memory with the weights would move with them, and hold nothing.
+        # Copies: an anchor that shares the weights' memory would move with them, and hold nothing.
         self.anchor: dict[str, Tensor] = {n: v.detach().clone() for n, v in (anchor or {}).items()}
         self.constant = 0.0  # what several anchors leave of a penalty wherever one stands
 
