@@ -189,7 +189,7 @@ METHODS: dict[str, Callable[[int], Method]] = {
     "ewc_online": lambda seed: OneGuard(EWC(30.0, logits_fn=logits_fn, decay=0.9), seed),
     "ewc_proximal": lambda seed: OneGuard(EWC(30.0, logits_fn=logits_fn, proximal=True), seed),
     "si": lambda seed: OneGuard(SI(0.6, in_place=True), seed),
-    "mas": lambda seed: OneGuard(MAS(0.5, logits_fn=raw_logits, in_place=True), seed),
+    "mas": lambda seed: OneGuard(MAS(0.5, logits_fn=raw_logits, proximal=True), seed),
     "l2sp": lambda seed: EachTask(lambda m: L2SP(0.03), seed),
     "l1sp": lambda seed: EachTask(lambda m: L1SP(0.001, proximal=True), seed),
     "replay_50": lambda seed: EachTask(lambda m: replay(m.buffer.items, m.seed), seed, 50),

@@ -273,7 +273,7 @@ class Builder:
             return loaded.importance, loaded.anchor
         rows = self._rows(data, section.columns, section.samples)  # type: ignore[attr-defined]
         importance = estimate(section, self.model, self.source, rows, self.run.record["seed"])
-        anchor = {n: w.now().detach() for n, w in trained_weights(self.model).items()}
+        anchor = {n: w.now().detach().clone() for n, w in trained_weights(self.model).items()}
         if first_process():
             task = task_id(fingerprint(self.path), fingerprint(data), kind)
             details = {"samples": len(rows), "data": data}

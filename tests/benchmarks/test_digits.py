@@ -56,7 +56,7 @@ def test_importances_are_not_zero(name, tasks):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad
-        guard.after_step(model)
+        guard.after_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
     method.after(model, replace(tasks[0], x=tasks[0].x[:20], y=tasks[0].y[:20]))
     assert sum(float(v.sum()) for v in guard.importance.values()) > 0
     with torch.no_grad():

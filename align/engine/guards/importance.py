@@ -70,7 +70,8 @@ class WeightGuard:
         self.strength, self.proximal, self.in_place = strength, proximal, in_place or proximal
         self.uniform = importance is None
         self.importance: dict[str, Tensor] = dict(importance or {})
-        self.anchor: dict[str, Tensor] = dict(anchor or {})
+        # Copies: an anchor that shares the weights' memory would move with them, and hold nothing.
+        self.anchor: dict[str, Tensor] = {n: v.detach().clone() for n, v in (anchor or {}).items()}
         self.constant = 0.0  # what several anchors leave of a penalty wherever one stands
 
     def begin(self, model: nn.Module) -> None:
@@ -277,7 +278,7 @@ class WeightGuard:
             n
             for n, w in weights.items()
             for given in (self.importance, self.anchor)
-            if n in given and given[n].shape != w.shape
+            if n in given and given[n].shape not in (w.shape, w.now().shape)  # or its shard
         ]
         if wrong or not weights.keys() & self.importance.keys():
             shown = wrong[0] if wrong else next(iter(self.importance), "nothing")

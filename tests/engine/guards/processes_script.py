@@ -100,7 +100,10 @@ def loop(shard: bool) -> dict[str, torch.Tensor]:
     here = {n: p.detach() for n, p in model.named_parameters()}
     whole = {n: p.full_tensor() if shard else p for n, p in here.items()}
     path = gathered(guards[1].path, weights)
-    return whole | {f"si/{n}": v for n, v in path.items()} | {"ewc": value}
+    guards[1].finish(model, [], lambda model, batch: value)
+    omega = gathered(guards[1].importance, weights)
+    found = whole | {f"si/{n}": v for n, v in path.items()} | {"ewc": value}
+    return found | {f"omega/{n}": v for n, v in omega.items()}
 
 
 def engine(out: Path) -> None:

@@ -54,6 +54,17 @@ def test_the_gradient_is_autograds(in_place):
         assert torch.allclose(mine.grad, theirs.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("proximal", [False, True])
+def test_an_anchor_of_live_weights_is_a_copy(proximal):
+    """Mutation: an anchor that shares memory with the weights is a penalty of 0 for ever."""
+    model, fisher = moved_model()
+    alive = {n: p.detach() for n, p in model.named_parameters()}
+    guard = EWC(1.0, fisher, alive, proximal=proximal)
+    guard.begin(model)
+    shift(model)
+    assert guard.penalty(model, {}).item() > 0.01
+
+
 def test_blocks_cover_a_large_tensor_and_a_transposed_gradient():
     torch.manual_seed(0)
     shape = (3, BLOCK // 2 + 7)
