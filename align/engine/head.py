@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from align.engine.prefix import sharing_of
 from align.types import Rollout
-from reward.packed import can_pack, packed_states
+from reward.layout import lay_out
+from reward.packed import can_pack
+from reward.shared import batch_states
 
 CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
 
@@ -58,6 +61,8 @@ def states_at(
 ) -> Tensor:
     """Last hidden states of some tokens, without padding where the backbone allows it.
 
+    Prefixes that rows share are computed once (`align.engine.prefix`).
+
     Args:
         backbone: without its head.
         input_ids: (B, T), padded on either side.
@@ -68,9 +73,17 @@ def states_at(
         (N, H), row by row.
     """
     real = attention_mask.bool()
-    if can_pack(backbone, input_ids.device) and not bool((wanted & ~real).any()):
-        lengths = [length for length in real.sum(dim=1).tolist() if length]
-        return packed_states(backbone, input_ids[real], lengths, wanted[real])
+    sharing = sharing_of(backbone)
+    if sharing is not None:
+        states = sharing.states_at(input_ids, attention_mask, wanted)
+        if states is not None:
+            return states
+    elif (
+        bool(real.any())
+        and not bool((wanted & ~real).any())
+        and can_pack(backbone, input_ids.device, int(real.sum(dim=1).max()))
+    ):
+        return batch_states(backbone, lay_out(input_ids, attention_mask), wanted)
     return backbone_states(backbone, input_ids, attention_mask)[wanted]
 
 
