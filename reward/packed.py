@@ -71,10 +71,10 @@ def why_not(backbone: PreTrainedModel, longest: int | None = None) -> str | None
     config = backbone.config.get_text_config()
     if config is not backbone.config:
         return "it reads more than text"
-    if config._attn_implementation not in ("sdpa", READY):
-        return f"its attention is {config._attn_implementation}, not sdpa"
     if not backbone._supports_attention_backend or backbone._is_stateful:
         return "its attention is not transformers' common one"
+    if config._attn_implementation not in ("sdpa", READY):
+        return f"its attention is {config._attn_implementation}, not sdpa"
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
         return "its tokens see those after them"
     again = backbone.is_gradient_checkpointing and backbone.training

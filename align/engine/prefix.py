@@ -66,8 +66,8 @@ class PrefixSharing:
 
         Args:
             backbone: without its head.
-            mode: `on` shares whenever it is right, `auto` where the costs say that it is faster.
-            costs: of `auto`.
+            mode: `off` never shares.
+            costs: share where they say that it is faster; None: whenever it is right.
         """
         self.backbone, self.mode, self.costs = backbone, mode, costs
         self.original: Callable[..., Any] = backbone.forward
@@ -196,15 +196,15 @@ class PrefixSharing:
 
 
 def share_prefixes(
-    backbone: nn.Module, mode: Mode = "auto", costs: Costs | None = None
+    backbone: nn.Module, mode: Mode = "auto", costs: Costs | None = None, *, measure: bool = True
 ) -> tuple[PrefixSharing | None, str | None]:
     """Let a backbone share prefixes from now on.
 
     Args:
         backbone: without its head, on its device; with adapters inside it, if any.
         mode: `auto`, `on`, or `off`, which keeps every pass of the backbone plain.
-        costs: measured before, on this machine with this model; None: they are measured now, where
-            the mode needs them.
+        costs: of `auto`, measured before on this machine with a model of this size.
+        measure: measure them now, if there are none; else `auto` shares wherever it is right.
 
     Returns:
         What was installed, and None; or None, and why this backbone keeps its plain pass.
@@ -225,9 +225,9 @@ def share_prefixes(
     before = sharing_of(backbone)
     if before is not None:
         before.remove()
-    if mode == "auto" and costs is None:
+    if mode == "auto" and costs is None and measure:
         costs = measure_costs(backbone)
-    sharing = PrefixSharing(backbone, mode, costs)
+    sharing = PrefixSharing(backbone, mode, costs if mode == "auto" else None)
     sharing.install()
     return (None, why) if mode == "off" else (sharing, None)
 

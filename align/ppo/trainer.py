@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
+from align.engine.throughput import SpeedMixin
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.checks import check_ratio
 from align.ppo.config import PPOConfig
@@ -211,5 +212,5 @@ class PPOLossTrainer(OnPolicyTrainer):
         self.kl.load_state_dict(state["kl"])
 
 
-class PPOTrainer(FiniteMixin, GuardMixin, PPOLossTrainer):
+class PPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, PPOLossTrainer):
     """PPO with guards and finite checks."""
