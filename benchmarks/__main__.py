@@ -20,11 +20,14 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 MODULES = (
     "acquisition",
     "acquisition_pool",
+    "dpo",
     "label_studio",
     "ppo",
+    "reward",
     "reward_heads",
     "rollout",
     "scoring",
+    "sft",
     "soft_labels",
 )
 

@@ -46,7 +46,7 @@ class Tree:
 
     def all_places(self) -> list[int]:
         """Where the tokens of all rows lie in `ids`, row after row."""
-        starts, found = self._starts(), []
+        starts, found = self._starts(), list[int]()
         for path in self.paths:
             for at, count in path:
                 found += range(starts[at], starts[at] + count)

@@ -69,6 +69,7 @@ class PPOLossTrainer(OnPolicyTrainer):
         Raises:
             ConfigError: under ZeRO-3 or FSDP, or rollouts cannot be drawn ahead.
         """
+        self.together = args.group_size if args.whole_groups else 1
         super().__init__(
             model, reference, args, sampler, score, train_dataset, processing_class, callbacks
         )

@@ -25,7 +25,7 @@ def test_a_layout_costs_what_the_formula_says():
     assert costs.plain(3, 23, padded=True) == pytest.approx(1.0 + 6.9 + 0.01 * 3 * 23 * 23)
     assert costs.plain(3, 23, padded=False) == pytest.approx(1.0 + 6.9 + 0.01 * 3 * 23 * 12)
     assert costs.worth(layout, padded=True)
-    assert not Costs(1.0, 0.1, 0.01, 5.0).worth(layout, padded=True)
+    assert not Costs(1.0, 0.1, 0.01, 6.0).worth(layout, padded=True)
 
 
 def test_costs_are_found_again_from_the_times_of_passes(tiny_llama, monkeypatch):

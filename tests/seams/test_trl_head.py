@@ -26,7 +26,7 @@ PAIRS = [
     {"prompt": "Hello.", "chosen": " The quick brown fox.", "rejected": " No"},
     {"prompt": PROMPT + " Thank you!", "chosen": " Monday", "rejected": " On Monday, at noon."},
 ]
-STEPS = 4
+STEPS = 3
 
 
 def settings(kind, folder, **more):
@@ -104,9 +104,12 @@ def test_losses_metrics_and_weights_are_trls(case, tmp_path, tiny_llama, tiny_to
         torch.manual_seed(0)
         model = tiny_llama(seed=1)
         if name == "Reward":
-            model = LlamaForSequenceClassification(copy.deepcopy(model.config))
+            config = copy.deepcopy(model.config)
+            config.num_labels = 1
+            model = LlamaForSequenceClassification(config)
             nn.init.normal_(model.score.weight, std=0.3)
-        reference = copy.deepcopy(tiny_llama(seed=1)) if case == "DPO" else None
+        apart = case in ("DPO", "DPO-checkpointing", "DPO-weighted")
+        reference = tiny_llama(seed=1) if apart else None
         more = {"gradient_checkpointing": False} | copy.deepcopy(CASES[case])
         checkpointing = more.pop("gradient_checkpointing")
         trainer = make_trainer(name, tmp_path / str(ours), model, tiny_tokenizer, reference, **more)
@@ -177,7 +180,7 @@ def test_a_batch_without_labels_and_plain_calls(tiny_llama):
     output = model(input_ids=ids, attention_mask=mask, labels=nothing, fused_lm_head=True)
     output.loss.backward()
     assert output.log_probs.shape == (3, 8)
-    assert float(output.loss) == 0.0
+    assert output.loss.item() == 0.0
     assert model.lm_head.weight.grad is not None
     assert float(model.lm_head.weight.grad.abs().sum()) == 0.0
 
