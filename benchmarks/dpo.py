@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         "steps": steps,
         "threads": given.threads,
         "reference": True,
-        "args": {"per_device_train_batch_size": BATCH},
+        "args": {"per_device_train_batch_size": BATCH, "bf16": given.bf16},
     }
     before = job["args"] | {"precompute_ref_log_probs": True}
     precomputed: Json = job | {"reference": False, "args": before}

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         "steps": steps,
         "threads": given.threads,
         "model_class": "AutoModelForSequenceClassification",
-        "args": {"per_device_train_batch_size": BATCH},
+        "args": {"per_device_train_batch_size": BATCH, "bf16": given.bf16},
     }
     figures: Json = {"settings": job, "batch": BATCH}
     with temporary() as name:

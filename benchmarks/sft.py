@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
     job: Json = {
         "steps": steps,
         "threads": given.threads,
-        "args": {"per_device_train_batch_size": BATCH},
+        "args": {"per_device_train_batch_size": BATCH, "bf16": given.bf16},
     }
-    packing = {"per_device_train_batch_size": PACKED, "packing": True}
+    packing = job["args"] | {"per_device_train_batch_size": PACKED, "packing": True}
     packed: Json = job | {"args": packing}
     figures: Json = {"settings": job, "batch": BATCH}
     with temporary() as name:

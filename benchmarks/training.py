@@ -28,7 +28,7 @@ MODELS = ROOT / "configs" / "models"
 MARK = "\n\nAssistant:"
 VOCABULARY = 4096
 WARM = 1  # steps that are not timed
-LOSSES = 2e-4  # by how much the losses of both sides may differ, relative or absolute
+LOSSES = {"float32": 2e-4, "bf16": 5e-2}  # by how much losses may differ, relative or absolute
 Rows = list[dict[str, str]]
 
 
@@ -41,6 +41,7 @@ def parser_of(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="timed, and as many fewer to warm up")
     parser.add_argument("--same-steps", type=int, default=50, help="of the losses compared")
+    parser.add_argument("--bf16", action="store_true", help="on a GPU, with models to suit it")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     return parser
 
@@ -147,6 +148,7 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     from datasets import Dataset
 
     from align.engine.models import snapshot
+    from align.engine.throughput import flops_per_token, peak_flops
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(job["threads"])
@@ -197,6 +199,12 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
         "threads": torch.get_num_threads(),
     }
     found["tokens_per_second"] = found["tokens"] / found["seconds"]
+    found["precision"] = "bf16" if args.bf16 else "float32"
+    length = found["tokens"] / ((job["steps"] - WARM) * args.per_device_train_batch_size)
+    peak = peak_flops(model, args)
+    if peak:  # of real tokens, by which shared ones count as often as rows have them
+        each = flops_per_token(model, length)
+        found["mfu"] = found["tokens_per_second"] * each / peak
     if sharing:
         counts = [one.counts for one in sharing]
         found |= {
@@ -261,7 +269,7 @@ def check_losses(pairs: Sequence[tuple[Json, Json]]) -> float:
     for ours, peer in pairs:
         for step, (a, b) in enumerate(zip(ours["losses"], peer["losses"], strict=True), 1):
             gap = abs(a - b) / max(1.0, abs(b))
-            if not gap < LOSSES:
+            if not gap < LOSSES[ours.get("precision", "float32")]:
                 raise RuntimeError(f"step {step}: our loss is {a} and the peer's {b}.")
             most = max(most, gap)
     return most

@@ -5,7 +5,7 @@ log-probabilities instead of logits. Where there is no Triton it scores every pa
 takes its place with the same arguments and output, asks the backbone for the labelled tokens'
 states (`align.engine.prefix`) and scores those. What TRL set its head to (temperature, outputs) is
 read from its function; tests/seams/test_trl_head.py holds TRL to it. Everything else (generation,
-a batch that is not shared) goes to TRL's. Reward models read one token a row likewise.
+routers' losses) goes to TRL's. Reward models read one token a row likewise.
 """
 
 from __future__ import annotations
@@ -29,12 +29,8 @@ from align.engine.token_scores import Logits, score_states
 
 Around = Callable[[], AbstractContextManager[Any]]
 SETTINGS = ("temperature", "outputs", "logit_scale", "final_logit_softcapping")
-READ = {
-    "use_cache",
-    "return_dict",
-    "num_items_in_batch",
-    "margin",
-}  # arguments that a head can do with
+# Arguments that a head can do with, or without.
+READ = {"use_cache", "return_dict", "num_items_in_batch", "margin"}
 
 
 def read_labels_only(
@@ -84,7 +80,9 @@ def read_labels_only(
         kept = labels[:, 1:] != -100  # (B, T - 1)
         states = sharing.states_at(ids, mask, nn.functional.pad(kept, (0, 1)))
         if states is None:
-            return None
+            with sharing.plainly():
+                output = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            states = output.last_hidden_state[:, :-1][kept]
         found = score_states(
             self.get_output_embeddings(),
             states,
@@ -129,7 +127,8 @@ def read_last_only(model: PreTrainedModel) -> bool:
         last = (columns * (ids != padding)).argmax(dim=1)  # transformers' pooling
         states = sharing.states_at(ids, mask, columns == last[:, None])
         if states is None:
-            return before(self, *args, **kwargs)
+            with sharing.plainly():
+                return before(self, *args, **kwargs)
         return SequenceClassifierOutputWithPast(logits=self.score(states))
 
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]

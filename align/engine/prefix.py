@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Literal
@@ -74,6 +75,7 @@ class PrefixSharing:
         self.before: Callable[..., Any] | None = None
         self.signature = inspect.signature(type(backbone).forward)
         self.counts = Counts()
+        self.plain = False
 
     def install(self) -> None:
         """Stand before the backbone's forward, with its signature."""
@@ -96,7 +98,7 @@ class PrefixSharing:
     @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the backbone's own forward; the states of padding are 0 where rows were shared."""
-        if "packing" in kwargs:  # our own pass
+        if "packing" in kwargs or self.plain:  # our own pass, or a head's that has asked already
             return self.original(*args, **kwargs)
         batch = self._batch(args, kwargs)
         layout = self.lay_out(*batch) if batch is not None else None
@@ -122,6 +124,15 @@ class PrefixSharing:
         if layout is None:
             return None
         return self._shared(layout, layout.places[wanted])
+
+    @contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Inside, the backbone runs its own pass: for a head that `states_at` gave None."""
+        self.plain = True
+        try:
+            yield
+        finally:
+            self.plain = False
 
     def lay_out(
         self,

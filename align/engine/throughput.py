@@ -61,7 +61,7 @@ class SpeedMixin:
         seconds = max(now - (self.measured_from or now), 1e-9)
         found = {"speed/tokens_per_second": self.trained_tokens / seconds}
         model: Any = self.model  # type: ignore[attr-defined]
-        peak = peak_flops(model)
+        peak = peak_flops(model, self.args)  # type: ignore[attr-defined]
         if peak:
             length = self.trained_tokens / max(1, self.trained_rows)
             each = flops_per_token(model, length)
@@ -121,11 +121,17 @@ def flops_per_token(model: nn.Module, length: float) -> float:
     return 6.0 * matrices + 6.0 * layers * width * length
 
 
-def peak_flops(model: nn.Module) -> float | None:
-    """Multiply-adds, counted as two, that the device can do a second; None: not known."""
+def peak_flops(model: nn.Module, args: Any) -> float | None:
+    """Multiply-adds, counted as two, that the device can do a second; None: not known.
+
+    Args:
+        model: on its device.
+        args: the trainer's, whose `bf16` and `fp16` say in what it multiplies.
+    """
     parameter = next(model.parameters())
     if parameter.device.type == "cuda":
-        kind = "bfloat16" if torch.is_autocast_enabled("cuda") else str(parameter.dtype)[6:]
+        half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        kind = half or str(parameter.dtype).removeprefix("torch.")
         return get_peak_flops(torch.cuda.get_device_name(parameter.device), kind)
     if parameter.device.type == "cpu":
         return cpu_peak(torch.get_num_threads())

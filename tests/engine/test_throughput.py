@@ -66,6 +66,7 @@ class Fast(SpeedMixin, Host):
     def __init__(self):
         self.model = LlamaForCausalLM(LlamaConfig(**CONFIG))
         self.accelerator = type("Alone", (), {"num_processes": 1})
+        self.args = None
 
 
 def test_speed_is_tokens_by_time_since_the_last_log(monkeypatch):
@@ -91,4 +92,4 @@ def test_speed_is_tokens_by_time_since_the_last_log(monkeypatch):
 
 def test_a_cpu_has_a_peak():
     assert cpu_peak(torch.get_num_threads()) > 1e8
-    assert throughput.peak_flops(nn.Linear(2, 2)) == cpu_peak(torch.get_num_threads())
+    assert throughput.peak_flops(nn.Linear(2, 2), None) == cpu_peak(torch.get_num_threads())
