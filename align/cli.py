@@ -122,7 +122,7 @@ def reward(
 
     def train(more: list[str]) -> Path:
         place = Path(more[0].removeprefix("run.dir="))
-        if done_already(place, load_config(STAGES["reward"], config, [*given, *more])):  # type: ignore[arg-type]
+        if done_already(place, load_config(STAGES["reward"], config, [*given, *more])):
             return place
         again = resume and (place / "run.json").is_file()
         return run_stage("reward", config, [*given, *more], resume=again, dry_run=False)
@@ -218,6 +218,14 @@ def active(
 
     refuse_loss(load_config(STAGES["active"], config, overrides or []))  # type: ignore[arg-type]
     run_stage("active", config, overrides or [], resume=resume, dry_run=dry_run, wait=wait)
+
+
+@app.command()
+def continual(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train on tasks one after another, measure all after each, and compare guards."""
+    run_stage("continual", config, overrides or [], resume=resume, dry_run=dry_run)
 
 
 @app.command()

@@ -10,13 +10,16 @@ training text holds) and `like_training` (drawn as the training questions are):
 
 - best-of-n: draws of the SFT policy; the expected gold of the best of k by the reward model, and
   its KL with ties counted (never above log k - (k - 1) / k), for k = 1 to 32;
+- the optimum of all policies, p exp(r / beta) with one beta, estimated from the same draws: at its
+  KL nothing has a higher mean reward by the reward model (Yang et al. 2024, arXiv 2404.01730);
 - the trained policy: draws at temperature 1; their gold, their reward, and the KL to the SFT
   policy, summed over each answer's tokens from whole distributions.
 
 An arm's gain is its gold less that of best-of-n at the arm's own KL (between two k along the
-straight line). `over_best_of_4` compares with best-of-4 itself, and says something only where the
-arm's KL is no higher. Intervals are Student's over seeds. A seed that is finished in `--folder` is
-read and not repeated.
+straight line); `reward_room_at_same_kl` is the optimum's in reward, all that there is to gain.
+`over_best_of_4` compares with best-of-4 itself, and says something only where the arm's KL is no
+higher. Intervals are Student's over seeds. A seed that is finished in `--folder` is read and not
+repeated.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from reward.functions import call_reward
 from reward.model import RewardModel
 
 KS = list(range(1, 33))
+BETAS = np.geomspace(30.0, 0.1, 40).tolist()
 TRAINING = 4200  # questions
 NO_CRITIC = ["value={}"]
 ARMS = {  # what each changes in the quickstart's ppo.yaml
@@ -143,7 +147,28 @@ def best_of(sft: Path, judge: Path, rows: Sequence[Json], seed: int, draws: int)
         "gold": best_of_curve(proxy, KS, gold).mean(axis=0).tolist(),
         "reward": best_of_curve(proxy, KS).mean(axis=0).tolist(),
         "kl": best_of_kl(proxy, KS).mean(axis=0).tolist(),
+        "optimum": tilted(proxy, gold, BETAS),
     }
+
+
+def tilted(proxy: Sequence[Any], gold: Sequence[Any], betas: Sequence[float]) -> Json:
+    """Means over prompts under p exp(r / beta), from draws of p, by self-normalised weights.
+
+    Args:
+        proxy: (P, N) rewards r of N draws for each of P prompts.
+        gold: (P, N) their gold.
+        betas: falling, so that the KL rises.
+    """
+    r, g = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    found: Json = {"kl": [], "reward": [], "gold": []}
+    for beta in betas:
+        tilt = np.exp((r - r.max(axis=1, keepdims=True)) / beta)
+        weights = tilt / tilt.sum(axis=1, keepdims=True)
+        logs = np.log(np.where(weights > 0, weights, 1.0)) + np.log(r.shape[1])
+        found["kl"].append(float((weights * logs).sum(axis=1).mean()))
+        found["reward"].append(float((weights * r).sum(axis=1).mean()))
+        found["gold"].append(float((weights * g).sum(axis=1).mean()))
+    return found
 
 
 def train(
@@ -236,6 +261,15 @@ def of_questions(kind: str, seeds: Sequence[Json]) -> Json:
             "reward_gain_at_same_kl": spread(
                 [run["reward"] - at(best, run["kl"], "reward") for run, best in runs]
             ),
+            "room_at_same_kl": spread(
+                [at(best["optimum"], run["kl"]) - at(best, run["kl"]) for run, best in runs]
+            ),
+            "reward_room_at_same_kl": spread(
+                [
+                    at(best["optimum"], run["kl"], "reward") - at(best, run["kl"], "reward")
+                    for run, best in runs
+                ]
+            ),
             "over_best_of_4": spread([run["gold"] - best["gold"][3] for run, best in runs]),
         }
     return found
@@ -248,13 +282,14 @@ def at(best: Json, kl: float, what: str = "gold") -> float:
         ValueError: the KL is above that of the largest k.
     """
     if kl > best["kl"][-1]:
-        raise ValueError(f"best of {KS[-1]} has KL {best['kl'][-1]:.2f}, and {kl:.2f} is asked for")
+        raise ValueError(f"the curve ends at KL {best['kl'][-1]:.2f}, and {kl:.2f} is asked for")
     return float(np.interp(kl, best["kl"], best[what]))
 
 
 def level_of(curves: Sequence[Json], k: int) -> Json:
     """The best of k, over seeds."""
-    return {what: spread([curve[what][k - 1] for curve in curves]) for what in curves[0]}
+    figures = ("gold", "reward", "kl")
+    return {what: spread([curve[what][k - 1] for curve in curves]) for what in figures}
 
 
 def spread(values: Sequence[float]) -> Json | float:

@@ -75,6 +75,16 @@ def load_config(
     raw = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply_override(raw, override, problems)
+    config = check_mapping(stage, raw, problems)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def check_mapping(
+    stage: type[Stage], raw: Mapping[str, Any], problems: list[Problem]
+) -> Stage | None:
+    """A stage's configuration of what YAML read, or None; `problems` grows."""
     config: Stage | None = None
     try:
         config = stage.model_validate(raw)
@@ -83,8 +93,6 @@ def load_config(
     trainer = raw.get("trainer") or {}
     if stage.trainer_class and isinstance(trainer, dict):
         problems += check_trainer_args(_import(stage.trainer_class), trainer)
-    if problems or config is None:
-        raise ConfigError(problems)
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from align.config.active import (
     PosteriorSection,
     StoppingSection,
 )
+from align.config.continual import OtherSection, TaskSection
 from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
@@ -145,6 +146,18 @@ class ActiveStage(StageConfig):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
 
+class ContinualStage(StageConfig):
+    """`align continual`: tasks in order, every task measured after each, guards compared."""
+
+    stage: ClassVar[str] = "continual"
+    model: ModelSection
+    tasks: list[TaskSection] = Field(min_length=1)
+    others: list[OtherSection] = Field(default_factory=list)
+    arms: dict[str, list[dict[str, Any]]] = Field(default={"naive": []})
+    seeds: list[int] = Field(default=[0], min_length=1)
+    keep: Literal["last", "all"] = "last"  # models of earlier tasks stay, or their weights go
+
+
 class EvaluateStage(StageConfig):
     """`align evaluate`."""
 
@@ -172,6 +185,6 @@ class EvaluateStage(StageConfig):
 
 ALL: tuple[type[StageConfig], ...] = (
     *(SFTStage, RewardStage, DPOStage, PPOStage, OnlineDPOStage),
-    *(GRPOStage, RLOOStage, ActiveStage, EvaluateStage),
+    *(GRPOStage, RLOOStage, ActiveStage, ContinualStage, EvaluateStage),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.stage: cls for cls in ALL}

@@ -173,29 +173,53 @@ def perplexity(
         DataError: nothing is left to predict.
         ModelError: a text is longer than the model's context.
     """
-    ready = [(p, c) if p else (c[:1], c[1:]) for p, c in pairs]
-    ready = sorted((pair for pair in ready if pair[1]), key=lambda pair: len(pair[0] + pair[1]))
-    if not ready:
+    losses, counts = sequence_losses(model, pairs, batch_size=batch_size)
+    kept = [(loss, count) for loss, count in zip(losses, counts, strict=True) if count]
+    if not kept:
         raise DataError("perplexity needs at least one text with a token to predict.")
+    values, weights = zip(*kept, strict=True)
+    return Perplexity(bootstrap_interval(values, weights=weights, level=level), sum(weights))
+
+
+def sequence_losses(
+    model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], *, batch_size: int = 16
+) -> tuple[list[float], list[int]]:
+    """Negative log-likelihood of each completion, summed over its tokens, and their number.
+
+    Args:
+        model: causal language model.
+        pairs: as `perplexity` takes them; one with nothing to predict has loss 0 and 0 tokens.
+        batch_size: texts at once.
+
+    Returns:
+        two lists in the order of `pairs`.
+
+    Raises:
+        ModelError: a text is longer than the model's context.
+    """
+    ready = [(p, c) if p else (c[:1], c[1:]) for p, c in pairs]
+    order = [place for place, (_, completion) in enumerate(ready) if completion]
+    order.sort(key=lambda place: sum(map(len, ready[place])))
     context = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
-    longest = len(ready[-1][0]) + len(ready[-1][1])
+    longest = sum(map(len, ready[order[-1]])) if order else 0
     if context and longest > context:
         raise ModelError(
             f"a held-out text has {longest} tokens, more than the model's context of {context}. "
             "Fix: shorten or drop it before measuring perplexity."
         )
-    losses: list[float] = []
-    for start in range(0, len(ready), batch_size):
-        batch = ready[start : start + batch_size]
+    losses = [0.0] * len(ready)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = [ready[place] for place in places]
         prompt_ids, prompt_mask = pad_left([p for p, _ in batch], 0, "cpu")
         backwards, mask = pad_left([c[::-1] for _, c in batch], 0, "cpu")
         ids, mask = backwards.flip(1), mask.flip(1)  # reversed twice: padding goes to the right
         logprobs, _ = _score(
             model, torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1), mask
         )
-        losses += (-logprobs.double().sum(dim=1)).tolist()
-    counts = [len(completion) for _, completion in ready]
-    return Perplexity(bootstrap_interval(losses, weights=counts, level=level), sum(counts))
+        for place, total in zip(places, logprobs.double().sum(dim=1).tolist(), strict=True):
+            losses[place] = -total
+    return losses, [len(completion) for _, completion in ready]
 
 
 def _score(

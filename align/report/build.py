@@ -27,6 +27,7 @@ from align.report.alarms import gather_alarms
 from align.report.catalogue import MODEL_METRICS, SHARES, model_metric_title
 from align.report.charts import draw
 from align.report.collect import TRAINING, RunData, collect
+from align.report.continual import continual_evidence
 from align.report.curves import count_lines, stage_curves
 from align.report.environment import page_environment
 from align.report.evidence import Evaluation, evaluate_family
@@ -151,6 +152,7 @@ def render(
         "evaluations": evaluations,
         "rewards": rewards,
         "actives": active_evidence(ordered),
+        "continuals": continual_evidence(ordered),
         "feedback": feedback,
         "alarms": gather_alarms(ordered, summary),
         "pipeline_across": draw_pipeline(lineage),

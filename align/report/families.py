@@ -19,6 +19,7 @@ _FREE_SECTIONS = {"tracking"}
 _MODEL_ROLES = ("model", "reward", "value", "reference")  # parents that are models
 _NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation"}
 _NAMES |= {"online_dpo": "Online DPO", "active": "Active learning"}
+_NAMES |= {"continual": "Continual training"}
 _NAMES |= {name: name.capitalize() for name in ("base", "before", "after", "policy")}
 _ACRONYMS = ("sft", "dpo", "ppo", "kto", "grpo", "rloo", "rm")
 _STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "online_dpo", "grpo", "rloo")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.config.stages import RewardStage
+from align.config.stages import StageConfig
 from align.errors import ConfigError, Problem, RunError
 from align.evaluate.significance import seeds_interval
 from align.processes import first_process
@@ -104,7 +104,7 @@ def run_members(folder: Path, members: int, seed: int, train: Train) -> list[Pat
     return models
 
 
-def done_already(place: Path, config: RewardStage) -> bool:
+def done_already(place: Path, config: StageConfig) -> bool:
     """Whether a directory holds a whole run of this configuration, which is then read.
 
     Raises:

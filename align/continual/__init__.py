@@ -1,0 +1,1 @@
+"""Tasks in order: `align continual`. Import what you need from its modules."""

@@ -1,0 +1,106 @@
+"""One task after another, for each arm and seed, with all of them measured after each.
+
+Trainings are whole run directories, and a measure is a file, written whole or not at all; what is
+there is not done again. So a run that was killed goes on where it was: inside a task from the
+task's own checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from align.continual.measure import Column, measure_model
+from align.continual.plan import Step, arm_folder
+from align.run import open_run
+from align.stages.reward_repeats import done_already
+
+Json = dict[str, Any]
+Load = Callable[[str], nn.Module]
+Rows = dict[str, dict[int, list[Json]]]  # arm -> seed -> scores before the first task, after each
+
+
+def run_steps(
+    steps: Sequence[Step],
+    folder: Path,
+    columns: Sequence[Column],
+    tokenizer: Any,
+    load: Load,
+    *,
+    keep: str,
+    told: Callable[[Rows], object],
+    say: Callable[[str], None],
+) -> Rows:
+    """Train and measure everything that is not there yet.
+
+    Args:
+        steps: of `align.continual.plan.plan`.
+        folder: the run directory of the whole.
+        columns: what is measured.
+        tokenizer: of the model.
+        load: gives the model at a path, on its device.
+        keep: "last" deletes a task's weights once the next one is measured, "all" nothing.
+        told: after each measure, with all that is known.
+        say: one line for a person.
+
+    Raises:
+        AlignError: of a training.
+        Interrupted: by a signal; the training's checkpoint is there.
+    """
+    first = partial(load, steps[0].config.model.path)
+    start = measure_model(first, columns, tokenizer, None, folder / "start.json")
+    found: Rows = {}
+    sequences = groupby(steps, key=lambda step: (step.arm, step.seed))
+    for (arm, seed), sequence in sequences:
+        rows = found.setdefault(arm, {}).setdefault(seed, [start])
+        before: Step | None = None
+        for step in sequence:
+            file = arm_folder(folder, arm, seed) / f"after-{step.number:02d}.json"
+            if not file.is_file():
+                say(f"{arm}, seed {seed}: {step.task.name} ({step.task.stage})")
+                _train(step)
+            trained = partial(load, str(step.folder / "model"))
+            rows.append(measure_model(trained, columns, tokenizer, start, file))
+            say(f"{arm}, seed {seed}, after {step.task.name}: {in_words(columns, rows[-1])}")
+            told(found)
+            if before is not None and keep == "last":
+                forget(before, steps, folder)
+            before = step
+    return found
+
+
+def in_words(columns: Iterable[Column], scores: Json) -> str:
+    """One line of scores."""
+    return "  ".join(f"{one.name} {scores[one.name]['value']:.3f}" for one in columns)
+
+
+def forget(step: Step, steps: Sequence[Step], folder: Path) -> None:
+    """Delete a task's weights, unless another arm has yet to start from them."""
+    users = [
+        other
+        for other in steps
+        if other.config.model.path == str(step.folder / "model")
+        and not (
+            arm_folder(folder, other.arm, other.seed) / f"after-{other.number:02d}.json"
+        ).is_file()
+    ]
+    if not users:
+        shutil.rmtree(step.folder / "model", ignore_errors=True)
+        shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
+
+
+def _train(step: Step) -> None:
+    """Run the stage, unless that is done."""
+    if done_already(step.folder, step.config):
+        return
+    resume = (step.folder / "run.json").is_file()
+    module = importlib.import_module(f"align.stages.{step.config.stage}")
+    with open_run(step.config, resume=resume, command=["align", "continual"]) as run:
+        module.run(step.config, run, resume=resume)
