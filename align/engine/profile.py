@@ -47,7 +47,7 @@ class ProfileCallback(TrainerCallback):
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self.running = profile(activities=activities, profile_memory=True, record_shapes=True)
+        self.running = profile(activities=activities, profile_memory=True)
         self.running.start()
 
     def on_step_end(

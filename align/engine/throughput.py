@@ -52,7 +52,7 @@ class SpeedMixin:
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured since the last log of a training step."""
-        if "loss" in logs and self.measured_from is not None and self.trained_tokens:
+        if "loss" in logs and self.measured_from is not None:  # as on every other process
             logs |= self._speed()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
@@ -73,6 +73,8 @@ class SpeedMixin:
             )
             found = dict(zip(found, mean.tolist(), strict=True))
             found["speed/tokens_per_second"] *= accelerator.num_processes
+        if not found["speed/tokens_per_second"]:
+            found = {}  # a batch of a kind that holds no tokens
         found |= shares([one.counts for one in self.sharing])
         for one in self.sharing:
             one.counts = Counts()

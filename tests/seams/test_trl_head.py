@@ -92,7 +92,7 @@ CASES = {
     "DPO-lora": {
         "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     },
-    "DPO-weighted": {"use_weighting": True, "loss_type": ["sigmoid", "sft"]},
+    "DPO-weighted": {"use_weighting": True},
     "Reward": {},
 }
 
