@@ -102,7 +102,7 @@ def read_labels_only(
         loss = -spread["log_probs"].sum() / divisor
         return FusedCausalLMOutput(loss=loss, label_mask=kept, **spread)
 
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(forward, model)
     return True
 
 
@@ -131,7 +131,7 @@ def read_last_only(model: PreTrainedModel) -> bool:
                 return before(self, *args, **kwargs)
         return SequenceClassifierOutputWithPast(logits=self.score(states))
 
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(forward, model)
     return True
 
 

@@ -85,14 +85,14 @@ class PrefixSharing:
             return vars(module)[INSTALLED].forward(*args, **kwargs)  # a copy's own
 
         self.before = vars(self.backbone).get("forward")
-        self.backbone.forward = MethodType(forward, self.backbone)  # type: ignore[method-assign]
+        self.backbone.forward = MethodType(forward, self.backbone)
         vars(self.backbone)[INSTALLED] = self
 
     def remove(self) -> None:
         """Give the backbone its forward back."""
         del self.backbone.forward
         if self.before is not None:  # another library's
-            self.backbone.forward = self.before  # type: ignore[method-assign]
+            self.backbone.forward = self.before
         del vars(self.backbone)[INSTALLED]
 
     @torch.compiler.disable
@@ -106,7 +106,8 @@ class PrefixSharing:
             return self.original(*args, **kwargs)
         every = torch.arange(layout.unique, device=layout.ids.device)
         states = self._shared(layout, every, run=self.original)
-        return BaseModelOutputWithPast(last_hidden_state=layout.spread(states))
+        spread: Any = layout.spread(states)
+        return BaseModelOutputWithPast(last_hidden_state=spread)
 
     @torch.compiler.disable
     def states_at(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor) -> Tensor | None:

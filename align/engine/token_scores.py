@@ -135,7 +135,7 @@ class _LogProb(torch.autograd.Function):
         return logits.gather(1, ids[:, None]).squeeze(1) - normaliser, normaliser
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
         logits, ids, normaliser = ctx.saved_tensors
         found = (logits - normaliser[:, None]).exp_().neg_()
         found.scatter_add_(1, ids[:, None], torch.ones_like(found[:, :1]))

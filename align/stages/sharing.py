@@ -75,9 +75,9 @@ def share(
         if model is None:
             continue
         if has_virtual_tokens(model):
-            sharing, why = None, "its adapter prepends learnt tokens"
-        else:
-            sharing, why = share_prefixes(backbone_of(model), mode, costs, measure=measure)
+            notes[name] = "its adapter prepends learnt tokens"
+            continue
+        sharing, why = share_prefixes(backbone_of(model), mode, costs, measure=measure)
         if sharing is not None:
             costs = costs or sharing.costs
             found.append(sharing)
