@@ -17,6 +17,7 @@ from align.engine.head import causal_lm, has_virtual_tokens
 from align.engine.labelled_head import read_labels_only, read_last_only
 from align.engine.prefix import Mode, PrefixSharing, share_prefixes
 from align.engine.prefix_cost import Costs
+from align.errors import ModelError
 from align.processes import first_process
 from align.run import Run, write_json
 from align.stages.common import console
@@ -76,6 +77,11 @@ def share(
             continue
         if has_virtual_tokens(model):
             notes[name] = "its adapter prepends learnt tokens"
+            if mode == "on":
+                raise ModelError(
+                    f"model.prefix_sharing=on: the {name} cannot share prefixes: {notes[name]}. "
+                    "Fix: set model.prefix_sharing=auto."
+                )
             continue
         sharing, why = share_prefixes(backbone_of(model), mode, costs, measure=measure)
         if sharing is not None:

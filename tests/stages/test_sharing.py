@@ -78,5 +78,8 @@ def test_what_cannot_share_says_so_or_is_refused(launch, capfd):
     said = " ".join(capfd.readouterr().err.split())
     assert "prefix sharing is off (policy: its attention is eager, not sdpa;" in said
     assert list(json.loads((run / FILE).read_text())["plain"]) == ["policy", "reference"]
+    virtual = "peft={method: prompt_tuning, kwargs: {num_virtual_tokens: 2}}"
+    with pytest.raises(ModelError, match=r"on: the policy cannot.*learnt tokens.*prefix_sharing"):
+        launch("sft", "virtual", virtual, "model.prefix_sharing=on")
     with pytest.raises(ModelError, match=r"prefix_sharing=on: LlamaModel cannot.*prefix_sharing"):
         launch("dpo", "refused", eager, "model.prefix_sharing=on")
