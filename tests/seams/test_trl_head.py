@@ -92,7 +92,6 @@ CASES = {
     "DPO-lora": {
         "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     },
-    "DPO-weighted": {"use_weighting": True},
     "Reward": {},
 }
 
@@ -108,7 +107,7 @@ def test_losses_metrics_and_weights_are_trls(case, tmp_path, tiny_llama, tiny_to
             config.num_labels = 1
             model = LlamaForSequenceClassification(config)
             nn.init.normal_(model.score.weight, std=0.3)
-        apart = case in ("DPO", "DPO-checkpointing", "DPO-weighted")
+        apart = case in ("DPO", "DPO-checkpointing")
         reference = tiny_llama(seed=1) if apart else None
         more = {"gradient_checkpointing": False} | copy.deepcopy(CASES[case])
         checkpointing = more.pop("gradient_checkpointing")
@@ -165,6 +164,27 @@ def test_what_we_read_of_trls_head_is_there(tiny_llama):
         "final_logit_softcapping": None,
     }
     assert found["cast_lm_head_to_fp32"] is False
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_every_field_is_trls(tiny_llama, mode):
+    """Those that only some losses read too, and on plain passes too."""
+    model = tiny_llama()
+    add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", *FIELDS))
+    ids = torch.randint(5, 200, (4, 30), generator=torch.Generator().manual_seed(0))
+    ids[2:, :20], mask = ids[:2, :20], torch.ones_like(ids)
+    mask[1, 25:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :20] = -100
+    given = {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
+    theirs = model(**given, fused_lm_head=True, num_items_in_batch=7)
+    share_prefixes(model.model, mode)
+    assert read_labels_only(model)
+    ours = model(**given, fused_lm_head=True, num_items_in_batch=7)
+    assert sharing_of(model.model).counts.shared == (mode == "on")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=1e-5), name
 
 
 def test_a_batch_without_labels_and_plain_calls(tiny_llama):
