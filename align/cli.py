@@ -19,6 +19,7 @@ from rich.console import Console
 from align import __version__
 from align.errors import AlignError, ConfigError, Problem
 from align.feedback_cli import app as feedback_app
+from align.guard_cli import app as guard_app
 from align.interrupts import end_on_sigterm
 from align.quiet import quiet_libraries
 from align.reward_cli import TRAIN
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(reward_app, name="reward")
+app.add_typer(guard_app, name="guard")
 errors = Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration of the stage.", metavar="CONFIG")]
@@ -218,6 +220,14 @@ def active(
 
     refuse_loss(load_config(STAGES["active"], config, overrides or []))  # type: ignore[arg-type]
     run_stage("active", config, overrides or [], resume=resume, dry_run=dry_run, wait=wait)
+
+
+@app.command()
+def selftrain(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a model on its own answers or labels, as long as held-out data say that it gains."""
+    run_stage("selftrain", config, overrides or [], resume=resume, dry_run=dry_run)
 
 
 @app.command()

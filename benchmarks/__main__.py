@@ -20,7 +20,9 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 MODULES = (
     "acquisition",
     "acquisition_pool",
+    "digits",
     "dpo",
+    "guards",
     "label_studio",
     "ppo",
     "reward",

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.config import RewardStage, SFTStage, load_config
+from align.config import RewardStage, SFTStage, StageConfig, load_config
 from align.run import open_run
 from align.stages import reward as reward_stage
 from align.stages import sft as sft_stage
+from align.stages.reward_repeats import done_already
 
 PLAIN = [  # nothing held out, nothing kept but the model
     "data.validation_fraction=0",
@@ -53,6 +54,16 @@ def reward_model(
     with open_run(config, command=["benchmarks.small_runs"]) as run:
         reward_stage.run(config, run)
     return folder / "model"
+
+
+def finish(config: StageConfig, stage: Any) -> None:
+    """Run a stage, or go on with it, unless it is done."""
+    place = Path(str(config.run.dir))
+    if done_already(place, config):
+        return
+    resume = (place / "run.json").is_file()
+    with open_run(config, resume=resume, command=["benchmarks.small_runs"]) as run:
+        stage.run(config, run, resume=resume)
 
 
 def _given(

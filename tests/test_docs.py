@@ -10,7 +10,7 @@ import yaml
 
 from align import errors
 from align.cli import app
-from align.config import STAGES, load_config, sections
+from align.config import STAGES, guards, load_config, sections
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -18,7 +18,7 @@ CLI = (DOCS / "cli.md").read_text()
 CONFIGURATION = (DOCS / "configuration.md").read_text()
 SECTIONS = [
     value
-    for value in vars(sections).values()
+    for value in (vars(sections) | vars(guards)).values()
     if isinstance(value, type)
     and issubclass(value, sections.Section)
     and value is not sections.Section

@@ -91,8 +91,9 @@ def check_mapping(
     except ValidationError as error:
         problems += [_explain(stage, item) for item in error.errors()]
     trainer = raw.get("trainer") or {}
-    if stage.trainer_class and isinstance(trainer, dict):
-        problems += check_trainer_args(_import(stage.trainer_class), trainer)
+    trainer_class = stage.trainer_of(raw)
+    if trainer_class and isinstance(trainer, dict):
+        problems += check_trainer_args(_import(trainer_class), trainer)
     return config
 
 
@@ -232,9 +233,11 @@ def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
         return Problem(where, f"unknown key in {kind}.", _nearest(str(location[-1]), keys))
     if item["type"] == "union_tag_invalid":
         tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return Problem(f"{where}.kind", f"{tag!r} is no kind.", _nearest(tag, known))
+        key = item["ctx"]["discriminator"].strip("'")
+        return Problem(f"{where}.{key}", f"{tag!r} is no {key}.", _nearest(tag, known))
     if item["type"] == "union_tag_not_found":
-        return Problem(where, "has no `kind`.", "add `kind:`.")
+        key = item["ctx"]["discriminator"].strip("'")
+        return Problem(where, f"has no `{key}`.", f"add `{key}:`.")
     if item["type"] == "missing":
         return Problem(where, "is required and missing.", f"add `{location[-1]}:`.")
     if item["type"] in ("model_type", "dict_type"):
@@ -259,7 +262,7 @@ def _model_at(root: type[BaseModel], location: Sequence[Any]) -> type[BaseModel]
         if info is not None:
             model, within = _section_in(info.annotation), info.annotation
         else:  # the tag of a section that is one of several kinds
-            model = next((s for s in _sections_in(within) if _kind_of(s) == part), None)
+            model = next((s for s in _sections_in(within) if part in _kinds_of(s)), None)
     return model
 
 
@@ -285,9 +288,10 @@ def _sections_in(annotation: Any) -> Iterable[type[BaseModel]]:
         yield from _sections_in(part)
 
 
-def _kind_of(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("kind")
-    return next(iter(typing.get_args(field.annotation)), None) if field else None
+def _kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """The tags of a section that is one of several."""
+    field = section.model_fields.get("kind", section.model_fields.get("type"))
+    return typing.get_args(field.annotation) if field else ()
 
 
 def _nearest(key: str, valid: Iterable[str]) -> str:

@@ -139,21 +139,6 @@ class PeftSection(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
-class GuardSection(Section):
-    """One guard against forgetting.
-
-    `ewc` reads a saved Fisher or estimates one on `data`; `replay` trains on `data` beside the
-    stage's own (under PPO that is PPO-ptx).
-    """
-
-    type: Literal["ewc", "replay"]
-    strength: float = Field(gt=0, allow_inf_nan=False)
-    data: str | None = None  # what must not be forgotten: rows the stage's format can read
-    samples: int = Field(default=256, gt=0)  # rows that the Fisher is estimated on, or replayed
-    batch_size: int = Field(default=8, gt=0)  # rows replayed in an optimizer step
-    artefact: str | None = None  # a Fisher written by an earlier run, instead of data
-
-
 class NormalisationSection(Section):
     """Mean 0 and std 1 over samples of a policy, saved in the reward model."""
 

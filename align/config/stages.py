@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,11 +16,11 @@ from align.config.active import (
     StoppingSection,
 )
 from align.config.continual import OtherSection, TaskSection
+from align.config.guards import Guards
 from align.config.objective import ObjectiveSection
 from align.config.sections import (
     DataSection,
     EvaluateSection,
-    GuardSection,
     JudgeSection,
     ModelSection,
     NormalisationSection,
@@ -32,6 +33,14 @@ from align.config.sections import (
     TrackingSection,
     ValueSection,
 )
+from align.config.selftrain import (
+    TRAINERS,
+    AuditSection,
+    GateSection,
+    HarvestSection,
+    LoopSection,
+    PseudoSection,
+)
 
 
 class StageConfig(Section):
@@ -42,6 +51,11 @@ class StageConfig(Section):
 
     run: RunSection = Field(default_factory=RunSection)
 
+    @classmethod
+    def trainer_of(cls, raw: Mapping[str, Any]) -> str | None:
+        """The config class of `trainer:`, as "module:name", of a file not yet checked."""
+        return cls.trainer_class
+
 
 class TrainingStage(StageConfig):
     """What every training stage reads."""
@@ -50,7 +64,7 @@ class TrainingStage(StageConfig):
     data: DataSection
     trainer: dict[str, Any] = Field(default_factory=dict)
     peft: PeftSection | None = None
-    guards: list[GuardSection] = Field(default_factory=list)
+    guards: Guards = Field(default_factory=list)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
     @model_validator(mode="after")
@@ -146,6 +160,40 @@ class ActiveStage(StageConfig):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
 
+class SelftrainStage(StageConfig):
+    """`align selftrain`: rounds of a model that learns from its own answers or labels."""
+
+    stage: ClassVar[str] = "selftrain"
+    model: ModelSection
+    data: DataSection
+    loop: LoopSection = Field(default_factory=LoopSection)
+    gate: GateSection = Field(default_factory=GateSection)
+    harvest: HarvestSection = Field(default_factory=HarvestSection)
+    pseudo: PseudoSection = Field(default_factory=PseudoSection)
+    audit: AuditSection = Field(default_factory=AuditSection)
+    reward: list[RewardSourceSection] = Field(default_factory=list)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    peft: PeftSection | None = None
+    guards: Guards = Field(default_factory=list)
+    normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @classmethod
+    def trainer_of(cls, raw: Mapping[str, Any]) -> str | None:
+        """By `loop.method`: of SFT, DPO or reward models."""
+        loop = raw.get("loop")
+        method = loop.get("method", "raft") if isinstance(loop, Mapping) else "raft"
+        return TRAINERS.get(method) if isinstance(method, str) else None
+
+    @model_validator(mode="after")
+    def _enough_held_out(self) -> Self:
+        """A fifth is held out unless something else is said: each promotion is decided on it."""
+        if not {"validation", "validation_fraction"} & self.data.model_fields_set:
+            self.data = self.data.model_copy(update={"validation_fraction": 0.2})
+        return self
+
+
 class ContinualStage(StageConfig):
     """`align continual`: tasks in order, every task measured after each, guards compared."""
 
@@ -185,6 +233,6 @@ class EvaluateStage(StageConfig):
 
 ALL: tuple[type[StageConfig], ...] = (
     *(SFTStage, RewardStage, DPOStage, PPOStage, OnlineDPOStage),
-    *(GRPOStage, RLOOStage, ActiveStage, ContinualStage, EvaluateStage),
+    *(GRPOStage, RLOOStage, ActiveStage, SelftrainStage, ContinualStage, EvaluateStage),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.stage: cls for cls in ALL}

@@ -150,7 +150,7 @@ def _rewarded(column: Column, model: nn.Module, tokenizer: Any) -> Json:
     assert column.reward is not None
     sampler = TransformersSampler(model, tokenizer, column.max_new_tokens, seed=0)
     names = [name for name in column.rows[0] if name != "prompt"]
-    columns = {name: [row[name] for row in column.rows] for name in names}
+    columns: Json = {name: [row[name] for row in column.rows] for name in names}
     rollout = sampler([row["prompt"] for row in column.rows], **columns)
     raw = call_reward(column.reward, rollout.prompts, rollout.completions, **rollout.columns)
     return bootstrap_interval(raw).as_dict() | {"raw": raw}

@@ -37,6 +37,11 @@ class Scorer(TrainedModule):
         """The classifier's configuration."""
         return self.model.config
 
+    @property
+    def guarded(self) -> nn.Module:
+        """What guards on weights hold: the classifier, not the parameter of ties."""
+        return self.model
+
     def forward(
         self,
         input_ids: Tensor,

@@ -66,6 +66,11 @@ class ActorCritic(TrainedModule):
         """The policy's configuration."""
         return causal_lm(self.policy).config
 
+    @property
+    def guarded(self) -> nn.Module:
+        """What guards on weights hold: the policy, not the critic."""
+        return self.policy
+
     def forward(
         self,
         input_ids: Tensor,

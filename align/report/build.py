@@ -47,6 +47,7 @@ from align.report.pipeline import draw_pipeline
 from align.report.records import configurations, data_cards, pairs, provenance, without_tables
 from align.report.reward import reward_evidence
 from align.report.samples import gather_samples
+from align.report.selftrain import selftrain_evidence
 from align.report.values import (
     Json,
     duration,
@@ -152,6 +153,7 @@ def render(
         "evaluations": evaluations,
         "rewards": rewards,
         "actives": active_evidence(ordered),
+        "selftrains": selftrain_evidence(ordered),
         "continuals": continual_evidence(ordered),
         "feedback": feedback,
         "alarms": gather_alarms(ordered, summary),

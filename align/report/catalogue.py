@@ -87,6 +87,18 @@ KNOWN: dict[str, Metric] = {
     "tokens_per_second": Metric("Tokens per second"),
     "memory_gib": Metric("Peak memory (GiB)"),
     "guard/ewc": Metric("EWC penalty"),
+    "guard/mas": Metric("MAS penalty"),
+    "guard/si": Metric("SI penalty"),
+    "guard/l2sp": Metric("L2-SP penalty"),
+    "guard/l1sp": Metric("L1-SP penalty"),
+    "guard/replay": Metric("Replay loss", "On earlier rows, times its strength."),
+    "guard/distill": Metric("Distance from before", "Divergence of outputs, times its strength."),
+    "guard/clear": Metric("Cloning loss", "On earlier rollouts."),
+    "guard/agem": Metric("Gradients against the memory", "Their cosine, where it is below 0.", 0.0),
+    "guard/isolate": Metric("Frozen share"),
+    "guard/unfreeze": Metric("Groups of layers in training"),
+    "guard/strength": Metric("Strength", "As the budget moves it."),
+    "guard/budget_used": Metric("Budget used", "1 is all of what may be lost.", 1.0),
 }
 
 # Shown first and large; everything else follows under its namespace.

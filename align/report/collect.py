@@ -57,6 +57,7 @@ class RunData:
     evaluation: Json = field(default_factory=dict)
     alarms: list[Json] = field(default_factory=list)  # alarms.jsonl
     active: Json = field(default_factory=dict)  # active.json
+    selftrain: Json = field(default_factory=dict)  # selftrain.json
     continual: Json = field(default_factory=dict)  # continual.json
     problems: list[str] = field(default_factory=list)
 
@@ -190,6 +191,8 @@ def read_run(path: Path) -> RunData:
         run.alarms = _read_lines(path / "alarms.jsonl", run.problems)
     if (path / "active.json").is_file():
         run.active = _read_json(path / "active.json", run.problems)
+    if (path / "selftrain.json").is_file():
+        run.selftrain = _read_json(path / "selftrain.json", run.problems)
     if (path / "continual.json").is_file():
         run.continual = _read_json(path / "continual.json", run.problems)
     if (path / "evaluation.json").is_file():

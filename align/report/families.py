@@ -20,6 +20,7 @@ _MODEL_ROLES = ("model", "reward", "value", "reference")  # parents that are mod
 _NAMES = {"sft": "SFT", "reward": "Reward model", "evaluate": "Evaluation"}
 _NAMES |= {"online_dpo": "Online DPO", "active": "Active learning"}
 _NAMES |= {"continual": "Continual training"}
+_NAMES |= {"selftrain": "Self-training"}
 _NAMES |= {name: name.capitalize() for name in ("base", "before", "after", "policy")}
 _ACRONYMS = ("sft", "dpo", "ppo", "kto", "grpo", "rloo", "rm")
 _STAGE_ORDER = ("sft", "reward", "dpo", "kto", "ppo", "online_dpo", "grpo", "rloo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from align.config.load import resolve_trainer_args, trainer_class_of
-from align.config.sections import GuardSection, ModelSection
+from align.config.sections import ModelSection
 from align.config.stages import TrainingStage
 from align.data import Splits, fit_length, load_splits
 from align.data.carried import take_out
@@ -24,16 +24,13 @@ from align.engine.checkpoint import (
     disk_errors,
     write_manifest,
 )
-from align.engine.guards.base import Batch, Guard
-from align.engine.guards.ewc import EWC, LossFn, estimate_fisher, load_fisher, save_fisher
-from align.engine.guards.replay import Replay
 from align.engine.tokenizer import load_tokenizer
 from align.errors import (
     ConfigError,
     MissingDependencyError,
     Problem,
 )
-from align.processes import first_process, process_index
+from align.processes import first_process
 from align.run import Run, fingerprint, write_json
 from feedback.agreement import wilson
 
@@ -161,41 +158,6 @@ def measure_held_out(trainer: Any, prepared: Mapping[str, Dataset]) -> dict[str,
             found |= {"accuracy": rate, "low": share.low, "high": share.high, "n": len(rows)}
         results[name] = found
     return results
-
-
-def build_guards(
-    sections: Iterable[GuardSection],
-    model: torch.nn.Module,
-    examples: Callable[[str, int], Iterable[Batch]],
-    loss_fn: LossFn,
-    run: Run,
-) -> list[Guard]:
-    """Guards of a stage; a Fisher is estimated on `guards.data`, or read from an artefact.
-
-    Args:
-        sections: what the configuration asks for.
-        model: what training starts from.
-        examples: (path, count) -> batches of one example each, as the stage tokenises them.
-        loss_fn: negative log-likelihood of one example, summed over its tokens.
-        run: keeps the Fisher beside the run, for later stages.
-    """
-    guards: list[Guard] = []
-    for index, section in enumerate(sections):
-        if section.data:
-            run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
-            rows = examples(section.data, section.samples)
-        if section.type == "replay":
-            seed = index + 7919 * process_index()  # each process replays others
-            guards.append(Replay(rows, loss_fn, section.strength, section.batch_size, seed=seed))
-            continue
-        if section.artefact:
-            fisher = load_fisher(Path(section.artefact))
-            run.add_parent("guard", section.artefact)
-        else:
-            fisher = estimate_fisher(model, rows, loss_fn)
-            save_fisher(run.path / "guards" / f"fisher-{index}.safetensors", fisher)
-        guards.append(EWC(section.strength, fisher))
-    return guards
 
 
 def save_model(

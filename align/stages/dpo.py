@@ -8,17 +8,13 @@ log-probability is reported: DPO can win its margin while making both answers le
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from align.config.sections import DataSection
 from align.config.stages import DPOStage
-from align.data import load_splits
-from align.data.tokens import encode_pairs
-from align.engine.guards.base import Batch
 from align.engine.head import completion_logprobs
 from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
@@ -27,7 +23,6 @@ from align.engine.trainers import DPOTrainer
 from align.errors import ConfigError, ModelError, Problem
 from align.run import Run, fingerprint, read_jsonl
 from align.stages.common import (
-    build_guards,
     console,
     held_out,
     load_data,
@@ -39,10 +34,13 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import step_rows
+from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.sft import sequence_nll
+from align.stages.sft import sft_source
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from feedback.agreement import wilson
@@ -105,13 +103,8 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     # Taken before freezing and adapters: what the policy is now.
     reference = None if config.peft else snapshot(model)
     freeze(model, config.model.freeze)
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: answer_examples(path, count, tokenizer, args.max_length, model.device),
-        sequence_nll,
-        run,
-    )
+    source = sft_source(tokenizer, args.max_length, model.device, step_rows(args))
+    guards = build_guards(config.guards, model, source, config.model.path, run)
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
@@ -133,10 +126,12 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if not resume:
         check_margin(trainer)
     train(trainer, config, run, resume=resume)
+    settle_guards(guards, trainer.model, run)
     warn_of_lost_likelihood(run)
     measured = leave_ties_out(measure_held_out(trainer, prepared), prepared)
     results = {"steps": trainer.state.global_step, **measured}
     save_model(trainer.model, tokenizer, run.model)
+    finish_guards(guards, config.guards, trainer, trainer.model, source, data.train, run)
     run.finish(**results)
 
 
@@ -222,17 +217,3 @@ def warn_of_lost_likelihood(run: Run, nats: float = 5.0) -> None:
         )
         run.warn(message)
         console.print(f"[yellow]warning:[/] {message}")
-
-
-def answer_examples(
-    path: str, count: int, tokenizer: Any, max_length: int | None, device: torch.device
-) -> Iterable[Batch]:
-    """The chosen answers, one a batch, for a Fisher."""
-    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
-    rows = load_splits(section, "preference").train
-    for row in rows.select(range(min(count, len(rows)))):
-        ((prompt, answer),) = encode_pairs([row["prompt"]], [row["chosen"]], tokenizer)
-        tokens = torch.tensor([(prompt + answer)[:max_length]], device=device)
-        labels = tokens.clone()
-        labels[:, : len(prompt)] = -100
-        yield {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

@@ -24,7 +24,6 @@ from align.processes import first_process
 from align.rollout.transformers import TransformersSampler, end_ids
 from align.run import Run, fingerprint, read_jsonl
 from align.stages.common import (
-    build_guards,
     load_data,
     model_kwargs,
     open_tokenizer,
@@ -41,13 +40,16 @@ from align.stages.grouped_checks import (
     check_reference,
     check_whole_groups,
 )
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import step_rows
+from align.stages.guards import build_guards
 from align.stages.on_policy import show_samples, write_samples
 from align.stages.on_policy_checks import check_signals
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
-from align.stages.sft import sequence_nll, sft_examples
+from align.stages.sft import sft_source
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
 
@@ -101,13 +103,8 @@ def run_grouped(
     if args.beta and config.peft is None:
         name_reference(model, config, args, run, grown=grown)
     freeze(model, config.model.freeze)
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: sft_examples(path, count, tokenizer, None, model.device),
-        sequence_nll,
-        run,
-    )
+    source = sft_source(tokenizer, None, model.device, step_rows(args))
+    guards = build_guards(config.guards, model, source, config.model.path, run)
     per_rollout = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
     reward = TRLReward(scorer, per_rollout)
     adapter = (
@@ -144,7 +141,9 @@ def run_grouped(
     if looks and not (resume and read_jsonl(run.path / "samples.jsonl")):
         write_samples(run, "before", show_samples(sampler, shown, scorer, args.num_generations))
     train(trainer, config, run, resume=resume)
+    settle_guards(guards, trainer.model, run)
     save_model(trainer.model, tokenizer, run.model)
+    finish_guards(guards, config.guards, trainer, trainer.model, source, data.train, run)
     if looks:  # last: a reward server that fails now takes nothing away that was trained
         write_samples(run, "after", show_samples(sampler, shown, scorer, args.num_generations))
     run.finish(steps=trainer.state.global_step)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.stages import OnPolicyStage
 from align.data import Splits
 from align.engine.guards.base import Batch
+from align.engine.guards.weights import inner_module
 from align.engine.models import freeze, load_policy, peft_config
 from align.errors import DataError
 from align.ppo.actor_critic import ActorCritic
@@ -26,7 +27,6 @@ from align.rollout.open import in_environment, open_sampler
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, append_jsonl, fingerprint, read_jsonl
 from align.stages.common import (
-    build_guards,
     load_data,
     model_kwargs,
     open_tokenizer,
@@ -35,12 +35,15 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import step_rows
+from align.stages.guards import build_guards
 from align.stages.on_policy_checks import check_engine, check_sampling, check_signals
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
-from align.stages.sft import sequence_nll, sft_examples
+from align.stages.sft import sequence_logits, sequence_nll, sft_source
 from align.stages.sharing import share
 from align.stages.training import train
 from align.types import Rollout, Sampler, SyncedSampler
@@ -106,19 +109,19 @@ def run_on_policy(
         for path in models_of(section):
             run.add_parent("reward", path, fingerprint=fingerprint(path))
     freeze(policy, config.model.freeze)
+    source = replace(
+        sft_source(tokenizer, None, policy.device, step_rows(args)),
+        loss=policy_nll,
+        logits=policy_logits,
+        temperature=config.rollout.temperature,
+    )
+    guards = build_guards(config.guards, policy, source, config.model.path, run)
     if config.peft:
         import peft
 
         adapter = peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM")
         policy = build_trainer(peft.get_peft_model, model=policy, peft_config=adapter)
     model = make_model(policy, args)
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: sft_examples(path, count, tokenizer, None, policy.device),
-        policy_nll,
-        run,
-    )
     look = TransformersSampler(
         policy,
         tokenizer,
@@ -151,7 +154,9 @@ def run_on_policy(
         if first_process() and not (resume and read_jsonl(run.path / "samples.jsonl")):
             write_samples(run, "before", show_samples(shown, held_out, rewards, args.group_size))
         train(trainer, config, run, resume=resume)
+        settle_guards(guards, model, run)
     save_model(policy, tokenizer, run.model)
+    finish_guards(guards, config.guards, trainer, policy, source, data.train, run)
     if first_process():
         model.save_value(run.path / "value")
         # Last: a reward server that fails now takes nothing away that was trained.
@@ -192,9 +197,12 @@ def load_prompts(
 
 def policy_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Summed negative log-likelihood under the policy inside an actor-critic."""
-    inner = extract_model_from_parallel(model)
-    assert isinstance(inner, ActorCritic)
-    return sequence_nll(inner.policy, batch)
+    return sequence_nll(inner_module(model), batch)
+
+
+def policy_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels under the policy inside an actor-critic."""
+    return sequence_logits(inner_module(model), batch)
 
 
 def show_samples(

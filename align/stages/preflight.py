@@ -9,16 +9,15 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from align.config.sections import GuardSection, PeftSection
+from align.config.sections import PeftSection
 from align.config.stages import TrainingStage
-from align.data.read import READERS, file_suffix, missing
 from align.engine.models import peft_config
 from align.errors import (
     AlignError,
@@ -27,6 +26,7 @@ from align.errors import (
     ModelError,
     Problem,
 )
+from align.stages.guard_checks import check_guards
 
 VIRTUAL_TOKENS = ("prefix_tuning", "prompt_tuning", "p_tuning")
 TRACKERS = ("wandb", "mlflow", "trackio")
@@ -42,7 +42,7 @@ def check_start(config: TrainingStage) -> None:
     """
     gather(
         lambda: check_peft(config.peft, config.stage),
-        lambda: check_guards(config.guards, config.peft, config.stage),
+        lambda: check_guards(config),
     )
     for name in config.tracking.report_to:
         if name in TRACKERS and importlib.util.find_spec(name) is None:
@@ -223,49 +223,6 @@ def check_peft(section: PeftSection | None, stage: str) -> None:
             peft_config(section.method, section.kwargs, "CAUSAL_LM")
         except (ModelError, ValueError) as error:
             problems.append(Problem("peft.kwargs", f"{section.method} refuses them: {error}"))
-    if problems:
-        raise ConfigError(problems)
-
-
-def check_guards(sections: Sequence[GuardSection], peft: PeftSection | None, stage: str) -> None:
-    """Refuse guards without a source, with a missing one, or that adapters leave nothing to do.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    problems = []
-    for index, section in enumerate(sections):
-        where = f"guards.{index}"
-        if section.type == "replay":
-            if section.data is None or section.artefact is not None:
-                fix = "set `data` to what must not be forgotten, and no `artefact`."
-                problems.append(Problem(where, "replay needs data, and nothing else.", fix))
-            if stage == "reward":
-                fix = "use ewc."
-                problems.append(Problem(where, "replay works on language models only.", fix))
-        elif (section.data is None) == (section.artefact is None):
-            what = "neither" if section.data is None else "both"
-            problems.append(
-                Problem(
-                    where,
-                    f"{section.type} has {what} of data and artefact.",
-                    "set `data` to what must not be forgotten, or `artefact` to a Fisher.",
-                )
-            )
-        data, artefact = section.data, section.artefact
-        if data and file_suffix(Path(data)) in READERS and not Path(data).is_file():
-            problems.append(Problem(f"{where}.data", missing(Path(data))))
-        if artefact and not Path(artefact).is_file():
-            what = f"{artefact}: no such file."
-            problems.append(Problem(f"{where}.artefact", what, "name a fisher-*.safetensors."))
-        if section.type == "ewc" and peft is not None and stage not in ("ppo", "online_dpo"):
-            problems.append(
-                Problem(
-                    where,
-                    f"{section.type} holds whole weights in place, but peft trains adapters only.",
-                    "remove the guard (the base weights stay as they are), or remove peft.",
-                )
-            )
     if problems:
         raise ConfigError(problems)
 

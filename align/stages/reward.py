@@ -7,7 +7,8 @@ std are saved in the model: PPO needs them, and refuses a model without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,18 +16,16 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.objective import DATA
-from align.config.sections import DataSection
 from align.config.stages import RewardStage
-from align.data import Splits, load_splits
+from align.data import Splits
 from align.data.sampling import OrderPlan
 from align.engine.guards.base import Batch
 from align.engine.models import check_finite, freeze, load_reward_start, peft_config
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
 from align.engine.trainers import RewardTrainer
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError, DataError, Problem
 from align.run import Run, fingerprint
 from align.stages.common import (
-    build_guards,
     console,
     load_data,
     model_kwargs,
@@ -36,6 +35,9 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import Source, step_rows
+from align.stages.guards import build_guards
 from align.stages.normalisation import normalisation_policy, normalisation_prompts, normalise
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
@@ -48,6 +50,7 @@ from align.stages.reward_objective import (
     train_objective,
 )
 from align.stages.reward_results import in_words, pair_results
+from align.stages.sft import read_rows
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from reward.model import RewardModel
@@ -116,6 +119,7 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     describe(trained.model, config.objective, trained.notes)
     normalise(trained.model, tokenizer, policy, config.normalisation, prompts, run)
     save_model(trained.model, tokenizer, run.model, more=trained.save_more)
+    trained.finish(run)
     results: dict[str, Any] = {"steps": trained.steps} | trained.notes
     for name, part in (("validation", data.validation), ("test", data.test)):
         if part is not None:
@@ -170,13 +174,8 @@ def train_pairs(
     order: OrderPlan | None = None,
 ) -> Trained:
     """Bradley-Terry on comparisons, by TRL's trainer."""
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: pair_examples(path, count, tokenizer, args.max_length, model.device),
-        pair_nll,
-        run,
-    )
+    source = pair_source(tokenizer, args.max_length, model.device, step_rows(args))
+    guards = build_guards(config.guards, model, source, config.model.path, run)
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "SEQ_CLS") if config.peft else None
     )
@@ -195,28 +194,64 @@ def train_pairs(
         trainer.add_callback(EarlyStoppingCallback(config.objective.patience))
     share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     train(trainer, config, run, resume=resume)
+    settle_guards(guards, trainer.model, run)
     whole, size = merged(trainer.model), args.per_device_eval_batch_size
     scorer = RewardModel(whole, tokenizer, batch_size=size)
     return Trained(
         whole,
         trainer.state.global_step,
         lambda rows: pair_results(rows, data.train, scorer),
+        finish=partial(finish_guards, guards, config.guards, trainer, whole, source, data.train),
     )
 
 
 def pair_nll(model: nn.Module, batch: Batch) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected) of one pair laid out as two rows."""
-    chosen, rejected = pool_scores(model, batch["input_ids"], batch["attention_mask"])
-    return -nn.functional.logsigmoid(chosen - rejected)
+    """-log sigmoid(r_chosen - r_rejected), summed over pairs."""
+    return nn.functional.cross_entropy(*pair_logits(model, batch), reduction="sum")
+
+
+def pair_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A pair as a choice of two: scores (B, 2), chosen first, and labels (B,), all 0.
+
+    Rows of the batch are chosen and rejected answers in turn.
+    """
+    scores = pool_scores(model, batch["input_ids"], batch["attention_mask"]).view(-1, 2)
+    return scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+
+
+def pair_source(
+    tokenizer: Any, max_length: int | None, device: torch.device, rows: int = 8
+) -> Source:
+    """How guards read comparisons."""
+    encode = partial(pair_examples, tokenizer=tokenizer, max_length=max_length, device=device)
+    return Source(
+        partial(read_rows, kind="preference"),
+        encode,
+        pair_nll,
+        pair_logits,
+        size=lambda batch: torch.tensor(len(batch["input_ids"]) // 2),
+        step_rows=rows,
+    )
 
 
 def pair_examples(
-    path: str, count: int, tokenizer: Any, max_length: int | None, device: torch.device
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    tokenizer: Any,
+    max_length: int | None,
+    device: torch.device | str,
 ) -> Iterable[Batch]:
-    """One pair a batch, for a Fisher."""
-    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
-    rows = load_splits(section, "preference").train
-    for row in rows.select(range(min(count, len(rows)))):
+    """One pair a batch.
+
+    Raises:
+        DataError: a row is no comparison.
+    """
+    for row in rows:
+        if "chosen" not in row:
+            raise DataError(
+                f"guards: a row of {', '.join(sorted(row))} is no comparison, and a reward model "
+                "learns from comparisons. Fix: set `data`."
+            )
         pair = [encode_answer(row["prompt"], row[k], tokenizer) for k in ("chosen", "rejected")]
         if max_length is not None and max(map(len, pair)) > max_length:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.objective import DATA, ObjectiveSection
-from align.config.sections import DataSection, ModelSection
+from align.config.sections import ModelSection
 from align.config.stages import RewardStage
-from align.data import Splits, load_splits
+from align.data import Splits
 from align.data.sampling import OrderPlan
 from align.engine.guards.base import Batch
 from align.engine.models import disable_dropout, load_causal_lm, peft_config
@@ -31,7 +31,10 @@ from align.engine.soft_labels import has_soft_labels
 from align.engine.tokenizer import match_embeddings
 from align.errors import ConfigError, DataError, Problem
 from align.run import Run
-from align.stages.common import build_guards, model_kwargs
+from align.stages.common import model_kwargs
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import Source, one_by_one, step_rows
+from align.stages.guards import build_guards
 from align.stages.preflight import build_trainer, is_classifier
 from align.stages.reward_results import (
     pair_results,
@@ -39,6 +42,7 @@ from align.stages.reward_results import (
     rating_results,
     step_results,
 )
+from align.stages.sft import read_rows
 from align.stages.sharing import share
 from align.stages.training import train
 from reward.losses import decided, tie_start
@@ -58,6 +62,7 @@ class Trained:
     measure: Callable[[Dataset], dict[str, Any]]  # of held-out rows
     notes: dict[str, Any] = field(default_factory=dict)  # for run.json
     save_more: Callable[[Path], None] | None = None  # further files of the model
+    finish: Callable[[Run], None] = lambda run: None  # once the model is saved: what guards keep
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -146,16 +151,25 @@ def train_objective(
     )
     resample = config.run.seed if section.heads > 1 and section.bootstrap else None
 
-    def batches(path: str, count: int) -> Iterable[Batch]:
+    def batches(rows: Iterable[Mapping[str, Any]]) -> Iterable[Batch]:
         """One example a batch, for guards."""
-        whole = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
-        rows = load_splits(whole, DATA[kind]).train
-        for example in encode(rows.select(range(min(count, len(rows))))):
+        for example in encode(Dataset.from_list(list(map(dict, rows)))):
             yield {k: v.to(model.device) for k, v in collate([example]).items()}
 
     def total_loss(module: nn.Module, batch: Batch) -> Tensor:
         found = forward(module, batch, objective)
         return objective.losses(found, batch, tie_parameter(module)).sum()
+
+    def choices(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each head's pair as a choice of two, (heads, 2)."""
+        scores = forward(module, batch, objective).scores.T.reshape(-1, 2)
+        return scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+
+    logits = choices if kind == "pairs" else None
+    gather, loss, outputs, size_of = one_by_one(total_loss, logits)
+    read = partial(read_rows, kind=DATA[kind])
+    source = Source(read, batches, loss, outputs, gather, size_of, step_rows(args))
+    guards = build_guards(config.guards, scorer, source, config.model.path, run)
 
     trainer = build_trainer(
         ObjectiveTrainer,
@@ -165,7 +179,7 @@ def train_objective(
         train_dataset=encode(data.train, resample=resample),
         eval_dataset=None if data.validation is None else encode(data.validation),
         processing_class=tokenizer,
-        guards=build_guards(config.guards, scorer, batches, total_loss, run),
+        guards=guards,
         objective=objective,
         order=order,
     )
@@ -174,12 +188,15 @@ def train_objective(
     mode = config.model.prefix_sharing
     trainer.sharing = share({"reward": model}, mode, run, resume=resume, measure=False)
     train(trainer, config, run, resume=resume)
+    settle_guards(guards, scorer, run)
     scorer.model = classifier = merged(scorer.model)
     judge = RewardModel(classifier, tokenizer, batch_size=size)
+    finish = partial(finish_guards, guards, config.guards, trainer, scorer, source, data.train)
     notes: dict[str, Any] = {"objective": section.kind, "loss": section.chosen_loss}
     if scorer.tie is not None:
         notes["tie_parameter"] = float(scorer.tie.detach())
-    done = Trained(classifier, trainer.state.global_step, partial(ranking_results, scorer=judge))
+    measure = partial(ranking_results, scorer=judge)
+    done = Trained(classifier, trainer.state.global_step, measure, finish=finish)
     done.notes = notes
     if kind == "pairs":
         done.measure = partial(pair_results, fit_rows=data.train, scorer=judge)

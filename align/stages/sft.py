@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from align.config.sections import DataSection
 from align.config.stages import SFTStage
 from align.data import load_splits
+from align.data.rows import Kind
 from align.data.tokens import encode_pairs, encode_text
 from align.engine.guards.base import Batch
+from align.engine.guards.fisher import IGNORED
 from align.engine.models import freeze, load_causal_lm, peft_config
 from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import SFTTrainer
+from align.errors import DataError
 from align.run import Run, fingerprint
 from align.stages.common import (
-    build_guards,
     held_out,
     load_data,
     measure_held_out,
@@ -29,6 +33,9 @@ from align.stages.common import (
     trainer_args,
 )
 from align.stages.dryrun import context_of, dry_report
+from align.stages.guard_memory import finish_guards, settle_guards
+from align.stages.guard_source import Source, step_rows
+from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
@@ -62,13 +69,8 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     match_embeddings(model, tokenizer)
     run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
     freeze(model, config.model.freeze)
-    guards = build_guards(
-        config.guards,
-        model,
-        lambda path, count: sft_examples(path, count, tokenizer, args.max_length, model.device),
-        sequence_nll,
-        run,
-    )
+    source = sft_source(tokenizer, args.max_length, model.device, step_rows(args))
+    guards = build_guards(config.guards, model, source, config.model.path, run)
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
@@ -88,38 +90,100 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     trainer.eval_dataset = prepared.get("validation")
     share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     train(trainer, config, run, resume=resume)
+    settle_guards(guards, trainer.model, run)
     results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}
     save_model(trainer.model, tokenizer, run.model)
+    finish_guards(guards, config.guards, trainer, trainer.model, source, data.train, run)
     run.finish(**results)
 
 
 def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
-    """Summed negative log-likelihood of the labelled tokens of one example."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    labels = batch["labels"][:, 1:]
+    """Summed negative log-likelihood of the labelled tokens of a batch."""
+    logits, labels = sequence_logits(model, batch)
     return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+        logits.float(), labels, ignore_index=IGNORED, reduction="sum"
     )
 
 
+def sequence_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and labels (N,) of every next token of a batch; -100 where none trains."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+
+
+def sft_source(
+    tokenizer: Any, max_length: int | None, device: torch.device, rows: int = 8
+) -> Source:
+    """How guards read text, prompt-completion pairs and conversations; `rows` are a step's."""
+    encode = partial(sft_examples, tokenizer=tokenizer, max_length=max_length, device=device)
+    return Source(read_either, encode, sequence_nll, sequence_logits, step_rows=rows)
+
+
+def read_either(path: str, columns: Mapping[str, str]) -> Dataset:
+    """All rows of a file of text, completions or comparisons: a language model reads all of these.
+
+    Raises:
+        DataError: no row can be read as either.
+    """
+    try:
+        return read_rows(path, columns, "sft")
+    except DataError as error:
+        try:
+            return read_rows(path, columns, "preference")
+        except DataError:
+            raise error from None
+
+
+def read_rows(path: str, columns: Mapping[str, str], kind: Kind) -> Dataset:
+    """All rows of a file, of one kind; those that cannot be read are left out.
+
+    Args:
+        path: as in `data.train`.
+        columns: ours: theirs.
+        kind: what the stage reads.
+
+    Raises:
+        DataError: no row can be read.
+    """
+    source = {"path": path, "columns": dict(columns)}
+    section = DataSection.model_validate(
+        {"train": source, "validation_fraction": 0.0, "bad_rows": "quarantine"}
+    )
+    return load_splits(section, kind).train
+
+
 def sft_examples(
-    path: str, count: int, tokenizer: Any, max_length: int | None, device: torch.device
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    tokenizer: Any,
+    max_length: int | None,
+    device: torch.device | str,
 ) -> Iterable[Batch]:
-    """Batches of one example each, for a Fisher: only completions are labelled."""
-    section = DataSection.model_validate({"train": path, "validation_fraction": 0.0})
-    rows = load_splits(section, "sft").train
-    for row in rows.select(range(min(count, len(rows)))):
+    """Batches of one example each, of which only completions are labelled.
+
+    Of a comparison, which an earlier run may have kept, the chosen answer is what must stay likely.
+
+    Raises:
+        DataError: a row has no text and no answer.
+    """
+    for row in rows:
+        answer = row.get("completion", row.get("chosen"))
         if "text" in row:
             ids, prompt = encode_text(row["text"], tokenizer), 0
-        else:
-            ((head, tail),) = encode_pairs([row["prompt"]], [row["completion"]], tokenizer)
+        elif answer is not None and "prompt" in row:
+            ((head, tail),) = encode_pairs([row["prompt"]], [answer], tokenizer)
             ids, prompt = head + tail, len(head)
-        ids = ids[:max_length]
-        tokens = torch.tensor([ids], device=device)
-        labels = tokens.clone()
-        labels[:, :prompt] = -100
-        yield {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens),
-            "labels": labels,
-        }
+        else:
+            raise DataError(
+                f"guards: a row of {', '.join(sorted(row))} holds no text and no answer to keep. "
+                "Fix: name data with completions."
+            )
+        yield labelled(ids[:max_length], prompt, device)
+
+
+def labelled(ids: list[int], prompt: int, device: torch.device | str) -> Batch:
+    """Tokens as a batch of one row, of which those after the prompt are labelled."""
+    tokens = torch.tensor([ids], device=device)
+    labels = tokens.clone()
+    labels[:, :prompt] = IGNORED
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

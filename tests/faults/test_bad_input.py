@@ -219,7 +219,7 @@ CONFIGURATIONS = {  # overrides: what is named
     ("reward.0.weight=.nan",): ["reward.0.weight"],
     ("reward.0.path=x",): ["reward.0: names path and function"],
     ("reward.0.function=null",): ["reward.0: names nothing"],
-    ("guards=[{type: ewc, strength: 1}]",): ["neither of data and artefact"],
+    ("guards=[{type: ewc, strength: 1}]",): ["neither data nor artefact"],
     ("guards=[{type: ewc, strength: 1, data: nope.jsonl}]",): ["nope.jsonl: no such file"],
     ("peft.method=prefix_tuning", "value.backbone=shared"): ["value.backbone: `shared` cannot"],
     ("peft.method=prefix_tuning",): ["prefix_tuning needs num_virtual_tokens"],
@@ -253,12 +253,33 @@ def test_the_scale_of_rewards_is_checked_before_hours_of_training(stage, cli, un
     assert "leaves no prompt room" in result.text
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
-def test_ewc_and_adapters_exclude_each_other(name, stage, cli, unreadable, world):
-    guards = [{"type": "ewc", "strength": 1.0, "data": str(world.sft)}]
-    result = cli(*stage(name, f"model.path={unreadable}", "peft.method=lora", guards=guards))
+def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, world, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    guards = [
+        {"type": "ewc", "strength": 1.0, "data": str(world.sft), "remember": True},
+        {"type": "si", "strength": 1.0, "proximal": True},
+        {"type": "agem", "data": "nope.jsonl"},
+        {"type": "clear"},
+        {"type": "replay", "strength": 1.0, "data": str(world.sft), "budget": {"data": "no.jsonl"}},
+    ]
+    result = cli(*stage("sft", f"model.path={unreadable}", "peft.method=lora", guards=guards))
     assert result.code == 2
-    assert "guards.0: ewc holds whole weights" in result.text
+    for part in (
+        "guards.0: ewc holds weights, and under ZeRO-3 no process has whole ones. Fix: use ZeRO-2",
+        "guards.0.remember: importances are of whole weights",
+        "guards.1: si needs the gradient of whole weights",
+        "guards.1.proximal: a proximal step moves weights",
+        "guards.2: agem needs whole gradients",
+        "guards.2.data: nope.jsonl: no such file",
+        "guards.3: clear holds a policy and its critic",
+        "guards.4.budget.data: no.jsonl: no such file",
+    ):
+        assert part in result.text, part
+    given = ["guards=[{type: ewcc, strength: 1}, {type: distill, strength: 1, fisher: true}]"]
+    result = cli(*stage("sft", f"model.path={unreadable}", *given))
+    assert "guards.0.type: 'ewcc' is no type. Fix: did you mean `ewc`?" in result.text
+    assert "guards.1.distill.fisher: unknown key" in result.text
 
 
 def test_unknown_loss_and_tracker(stage, cli, unreadable):

@@ -120,7 +120,7 @@ def test_ewc_from_data(name, stage, cli, world, tmp_path):
     logged = [row["guard/ewc"] for row in metrics(folder) if "guard/ewc" in row]
     assert logged[0] == 0  # the anchor is where training starts
     assert logged[-1] > 0
-    artefact = folder / "guards" / "fisher-0.safetensors"
+    artefact = folder / "guards" / "ewc-0-start.safetensors"
     guards = [{"type": "ewc", "strength": 5.0, "artefact": str(artefact)}]
     result = cli(*stage(name, f"run.dir={tmp_path / 'second'}", guards=guards))
     assert result.code == 0, result.text

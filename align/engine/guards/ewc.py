@@ -1,65 +1,21 @@
 """Elastic weight consolidation: Kirkpatrick et al. (2017), "Overcoming catastrophic forgetting".
 
 penalty = strength / 2 * sum_i F_i (theta_i - theta*_i)^2, equation 3 of the paper, F the diagonal
-of the empirical Fisher at theta*: the mean over examples of the *squared per-example* gradient of
-the log-likelihood. The square of a batch's mean gradient is something else and far smaller.
-
-Simplified: one anchor (a second task adds its Fisher to the first and moves the anchor, as in
-Huszar 2018); the true Fisher, by sampling labels from the model, and the LoRA product come with
-the other guards.
+of the Fisher information at theta* (`fisher`). Several tasks: the exact sum of their penalties in
+the memory of one, or online with decay (`WeightGuard.add_task`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from align.engine.guards.base import Batch, finite, refuse_sharded, trainable, unwrap
-from align.errors import CheckpointError, ModelError
-
-LossFn = Callable[[nn.Module, Batch], Tensor]
-
-
-def estimate_fisher(
-    model: nn.Module, examples: Iterable[Batch], loss_fn: LossFn
-) -> dict[str, Tensor]:
-    """Diagonal of the empirical Fisher: mean over examples of the squared gradient.
-
-    Args:
-        model: its trainable parameters are taken; gradients are cleared afterwards.
-        examples: batches of *one* example each.
-        loss_fn: negative log-likelihood of an example, a scalar *sum* over its tokens.
-
-    Returns:
-        Parameter name to a tensor of that parameter's shape, float32.
-
-    Raises:
-        ModelError: no example was given, or a gradient is not finite.
-    """
-    parameters = trainable(model)
-    fisher = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    training = model.training
-    model.eval()
-    count = 0
-    for example in examples:
-        model.zero_grad(set_to_none=True)
-        loss_fn(model, example).backward()
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                fisher[name] += parameter.grad.detach().float().square()
-        count += 1
-    model.zero_grad(set_to_none=True)
-    model.train(training)
-    if not count:
-        raise ModelError("the Fisher needs at least one example; guards.data gave none.")
-    if not finite(fisher.values()):
-        raise ModelError("the Fisher is not finite: an example's loss or gradient overflowed.")
-    return {name: value / count for name, value in fisher.items()}
+from align.engine.guards.base import Batch, LossFn
+from align.engine.guards.fisher import LogitsFn, estimate_fisher, estimate_true_fisher
+from align.engine.guards.importance import Named, WeightGuard
+from align.engine.guards.weights import trained_weights
 
 
 def ewc_penalty(
@@ -68,7 +24,7 @@ def ewc_penalty(
     fisher: dict[str, Tensor],
     strength: float,
 ) -> Tensor:
-    """The penalty, equation 3 of the paper, as a scalar."""
+    """The penalty, equation 3 of the paper, as a scalar: by plain autograd, for reading."""
     terms = [
         (fisher[name] * (parameter.float() - anchor[name]).square()).sum()
         for name, parameter in parameters.items()
@@ -77,100 +33,57 @@ def ewc_penalty(
     return 0.5 * strength * torch.stack(terms).sum()
 
 
-class EWC:
-    """The guard: anchored where training starts, weighted by a Fisher estimated there."""
+class EWC(WeightGuard):
+    """Anchored where training starts, or where its Fisher was estimated."""
 
     name = "ewc"
 
-    def __init__(self, strength: float, fisher: dict[str, Tensor]):
-        """Args: strength of the penalty; the Fisher, as `estimate_fisher` returns it."""
-        self.strength = strength
-        self.fisher = fisher
-        self.anchor: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        strength: float,
+        fisher: Named | None = None,
+        anchor: Named | None = None,
+        *,
+        logits_fn: LogitsFn | None = None,
+        decay: float | None = None,
+        proximal: bool = False,
+        in_place: bool = False,
+    ):
+        """Set up.
+
+        Args:
+            strength: of the penalty.
+            fisher: as `estimate_fisher` returns it; None: there is no earlier task yet.
+            anchor: theta*; None: the weights that `begin` sees.
+            logits_fn: `finish` then estimates the true Fisher, else the empirical one.
+            decay: of what is older, where a task is added; None adds exactly.
+            proximal: see `WeightGuard`.
+            in_place: see `WeightGuard`.
+        """
+        super().__init__(strength, fisher or {}, anchor, proximal=proximal, in_place=in_place)
+        self.logits_fn, self.decay = logits_fn, decay
+
+    @property
+    def fisher(self) -> dict[str, Tensor]:
+        """F, summed over tasks."""
+        return self.importance
 
     def begin(self, model: nn.Module) -> None:
-        """Anchor the current weights.
+        """See `WeightGuard.begin`; without a Fisher nothing is held yet."""
+        if self.importance:
+            super().begin(model)
 
-        Raises:
-            ModelError: the Fisher belongs to another model.
-            ConfigError: under ZeRO-3.
+    def finish(self, model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn) -> None:
+        """Add a task: its Fisher and the current weights.
+
+        Args:
+            model: at the end of the task.
+            batches: one example of the task each.
+            loss_fn: negative log-likelihood of an example, summed over its tokens.
         """
-        refuse_sharded(self.name)
-        parameters = trainable(model)
-        wrong = [
-            n
-            for n in parameters
-            if n in self.fisher and self.fisher[n].shape != parameters[n].shape
-        ]
-        if wrong or not parameters.keys() & self.fisher.keys():
-            shown = wrong[0] if wrong else next(iter(self.fisher), "nothing")
-            raise ModelError(
-                f"the Fisher does not belong to this model ({shown} is not the same there). "
-                "Fix: estimate it on the model that training starts from."
-            )
-        self.fisher = {
-            name: self.fisher[name].to(parameter.device)
-            for name, parameter in parameters.items()
-            if name in self.fisher
-        }
-        self.anchor = {name: parameters[name].detach().float().clone() for name in self.fisher}
-
-    def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The penalty at the current weights."""
-        parameters = dict(unwrap(model).named_parameters())
-        kept = {name: parameters[name] for name in self.fisher}
-        return ewc_penalty(kept, self.anchor, self.fisher, self.strength)
-
-    def before_step(self, model: nn.Module) -> None:
-        """Nothing to do."""
-
-    def after_step(self, model: nn.Module) -> None:
-        """Nothing to do."""
-
-    def finish(self, model: nn.Module, batches: Iterable[Batch], loss_fn: Any) -> None:
-        """Add this task's Fisher and move the anchor to the current weights."""
-        for name, value in estimate_fisher(model, batches, loss_fn).items():
-            if name in self.fisher:
-                self.fisher[name] = self.fisher[name] + value
-        parameters = trainable(model)
-        self.anchor = {name: parameters[name].detach().float().clone() for name in self.fisher}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Anchor and Fisher, on the CPU."""
-        return {
-            "strength": self.strength,
-            "fisher": {name: value.cpu() for name, value in self.fisher.items()},
-            "anchor": {name: value.cpu() for name, value in self.anchor.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore anchor and Fisher."""
-        self.strength = float(state["strength"])
-        for kind in ("fisher", "anchor"):
-            mine = getattr(self, kind)
-            setattr(
-                self,
-                kind,
-                {
-                    n: v.to(mine[n].device if n in mine else v.device)
-                    for n, v in state[kind].items()
-                },
-            )
-
-
-def save_fisher(path: Path, fisher: dict[str, Tensor]) -> None:
-    """Write a Fisher as safetensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.cpu().contiguous() for name, value in fisher.items()}, path)
-
-
-def load_fisher(path: Path) -> dict[str, Tensor]:
-    """Read a Fisher.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise CheckpointError(f"cannot read the Fisher {path}: {error}") from error
+        if self.logits_fn is not None:
+            found = estimate_true_fisher(model, batches, self.logits_fn)
+        else:
+            found = estimate_fisher(model, batches, loss_fn)
+        here = {n: w.now().detach() for n, w in trained_weights(model).items()}
+        self.add_task(found, here, self.decay)

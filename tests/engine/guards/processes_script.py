@@ -1,0 +1,163 @@
+"""Guards on one process or two: SFT under DDP, and a plain loop under FSDP2 or DeepSpeed's ZeRO-2.
+
+See test_processes.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig
+
+from align.engine.guards.ewc import EWC
+from align.engine.guards.l2sp import L2SP
+from align.engine.guards.si import SI
+from align.engine.guards.weights import gathered, trained_weights
+from align.engine.trainers import SFTTrainer
+
+
+def fisher_of(model: nn.Module, size: float = 1.0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {n: size * torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()}
+
+
+def train(
+    model_dir: Path,
+    out: Path,
+    rows: int,
+    kinds: tuple[str, ...] = ("ewc", "si"),
+    deepspeed: dict[str, Any] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Three steps of SFT with EWC and SI through the trainer."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    start = {n: p.detach() - 0.05 for n, p in model.named_parameters()}
+    both = {"ewc": EWC(3.0, fisher_of(model), start), "si": SI(1.0)}
+    guards = [both[kind] for kind in kinds]
+    args = SFTConfig(
+        output_dir=str(out), report_to=[], use_cpu=deepspeed is None, bf16=False, disable_tqdm=True,
+        save_strategy="no", optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
+        per_device_train_batch_size=rows, max_steps=3, max_length=64, seed=3, logging_steps=1,
+        gradient_checkpointing=False, max_grad_norm=0.0, deepspeed=deepspeed,
+    )  # fmt: skip
+    texts = [{"text": f"Where is order {n * n}, and is it late?"} for n in range(24)]
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(texts),
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        guards=guards,
+    )
+    trainer.train()
+    found = {n: p.detach() for n, p in trained_parameters(trainer).items()}
+    for guard in guards:
+        if isinstance(guard, SI):
+            found |= {f"si/{n}": v for n, v in guard.path.items()}
+        else:
+            found["ewc"] = torch.tensor(trainer.state.log_history[0]["guard/ewc"])
+    return found
+
+
+def trained_parameters(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
+    return dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+
+
+def loop(shard: bool) -> dict[str, torch.Tensor]:
+    """Four steps of a small network with EWC in place, SI, and L2-SP's proximal step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    guards = [
+        EWC(2.0, fisher_of(model), {n: p.detach() + 0.1 for n, p in model.named_parameters()},
+            in_place=True),
+        SI(1.0, in_place=True),
+        L2SP(5.0, proximal=True),
+    ]  # fmt: skip
+    for guard in guards:
+        guard.begin(model)
+    if shard:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        for guard in guards:
+            guard.before_step(model)
+        optimizer.step()
+        for guard in guards:
+            guard.after_step(model, optimizer)
+    value = guards[0].penalty(model, {})
+    weights = trained_weights(model)
+    here = {n: p.detach() for n, p in model.named_parameters()}
+    whole = {n: p.full_tensor() if shard else p for n, p in here.items()}
+    path = gathered(guards[1].path, weights)
+    return whole | {f"si/{n}": v for n, v in path.items()} | {"ewc": value}
+
+
+def engine(out: Path) -> None:
+    """The loop's network under DeepSpeed, where the penalty is in the loss."""
+    import deepspeed
+
+    deepspeed.init_distributed("gloo")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    guards = [
+        EWC(2.0, fisher_of(model), {n: p.detach() + 0.1 for n, p in model.named_parameters()}),
+        SI(1.0),
+    ]
+    for guard in guards:
+        guard.begin(model)
+    sharded, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        config={
+            "train_micro_batch_size_per_gpu": 16,
+            "zero_optimization": {"stage": int(sys.argv[4])},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        },
+    )
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(4):
+        loss = sharded(x).square().mean()
+        sharded.backward(loss + sum(guard.penalty(sharded, {}) for guard in guards))
+        for guard in guards:
+            guard.before_step(sharded)
+        sharded.step()
+        for guard in guards:
+            guard.after_step(sharded)
+    found = {n: p.detach() for n, p in model.named_parameters()}
+    torch.save(found | {f"si/{n}": v for n, v in guards[1].path.items()}, out)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    model_dir, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    rank = int(os.environ.get("RANK", "0"))
+    if len(sys.argv) > 4:
+        engine(out / f"zero-{rank}.pt")
+        config = {
+            "train_micro_batch_size_per_gpu": "auto",
+            "zero_optimization": {"stage": int(sys.argv[4])},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
+        for kind in ("ewc", "si"):
+            found = train(model_dir, out / kind, rows, (kind,), config)
+            torch.save(found, out / f"{kind}-{rank}.pt")
+        return
+    torch.save(train(model_dir, out, rows), out / f"sft-{rank}.pt")
+    torch.save(loop(shard=torch.distributed.is_initialized()), out / f"loop-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

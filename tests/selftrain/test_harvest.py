@@ -1,0 +1,88 @@
+"""Which answers a policy is trained on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.errors import ConfigError
+from align.selftrain.harvest import (
+    Sample,
+    dpo_row,
+    keep_best,
+    keep_pairs,
+    sft_row,
+    unanswered,
+    with_hint,
+)
+
+SAMPLES = st.lists(
+    st.builds(
+        Sample,
+        question=st.integers(0, 4),
+        completion=st.sampled_from(["a", "a ", "b", "c", " "]),
+        score=st.sampled_from([0.0, 0.5, 1.0]),
+        finished=st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(SAMPLES, st.integers(1, 3), st.sampled_from([None, 0.5, 1.0]))
+def test_what_is_kept_is_whole_different_and_best(samples, most, threshold):
+    kept = keep_best(samples, most, threshold)
+    for one in kept:
+        assert one.finished
+        assert one.completion.strip()
+        assert threshold is None or one.score >= threshold
+    for question in range(5):
+        mine = [one for one in kept if one.question == question]
+        words = [one.completion.strip() for one in mine]
+        assert len(words) == len(set(words)) <= most
+        rest = [
+            one
+            for one in samples
+            if one.question == question
+            and one.finished
+            and one.completion.strip() not in {"", *words}
+        ]
+        if rest and mine and len(mine) == most:
+            assert max(one.score for one in rest) <= min(one.score for one in mine)
+
+
+def test_the_first_of_equal_answers():
+    samples = [Sample(0, "x", 1.0, True), Sample(0, "y", 1.0, True), Sample(0, "z", 2.0, False)]
+    assert keep_best(samples, 1) == samples[:1]
+    with pytest.raises(ValueError, match="at least 1"):
+        keep_best(samples, 0)
+
+
+def test_pairs_of_best_and_worst():
+    samples = [
+        Sample(0, "bad", 0.1, True),
+        Sample(0, "good", 0.9, True),
+        Sample(0, "cut", -5.0, False),
+        Sample(1, "one", 0.5, True),
+        Sample(1, "two", 0.5, True),
+        Sample(2, "alone", 0.5, True),
+    ]
+    assert keep_pairs(samples, 0.0) == [(samples[1], samples[0])]
+    assert keep_pairs(samples, 0.8) == []
+    row = dpo_row("q", samples[1], samples[0])
+    assert row == {"prompt": "q", "chosen": "good", "rejected": "bad", "gap": pytest.approx(0.8)}
+
+
+def test_hints_are_for_what_nobody_solved_and_leave_no_trace():
+    samples = [Sample(0, "1", 1.0, True), Sample(1, "2", 0.0, True), Sample(2, "3", 1.0, False)]
+    assert unanswered(samples, 4, 1.0) == [1, 2, 3]
+    hint = "{prompt} (The answer is {answer}.)"
+    assert with_hint("2+2?", hint, {"answer": "4"}) == "2+2? (The answer is 4.)"
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2+2?"}]
+    shown = with_hint(talk, hint, {"answer": "4"})
+    assert shown[-1]["content"] == "2+2? (The answer is 4.)"
+    assert talk[-1]["content"] == "2+2?"
+    row = sft_row("2+2?", Sample(0, "4", 1.0, True, hinted=True))
+    assert row == {"prompt": "2+2?", "completion": "4", "score": 1.0, "hinted": True}
+    with pytest.raises(ConfigError, match=r"harvest.hint: .*answr.* a row has answer, prompt"):
+        with_hint("2+2?", "{answr}", {"answer": "4"})
