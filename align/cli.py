@@ -55,7 +55,7 @@ Profile = Annotated[
 def run_stage(
     stage: str,
     config: Path | None,
-    overrides: Sequence[str],
+    overrides: Sequence[str] | None,
     *,
     resume: bool,
     dry_run: bool,
@@ -66,8 +66,7 @@ def run_stage(
 
     `profile` is short for the override tracking.profile=true; `more` goes to the stage as it is.
     """
-    if profile:
-        overrides = [*overrides, "tracking.profile=true"]
+    overrides = [*(overrides or []), *(["tracking.profile=true"] if profile else [])]
     quiet_libraries()
     from align.config import STAGES, load_config
     from align.run import open_run
@@ -174,9 +173,7 @@ def online_dpo(
     profile: Profile = False,
 ) -> None:
     """Train a policy on comparisons of its own answers, judged by rewards."""
-    run_stage(
-        "online_dpo", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile
-    )
+    run_stage("online_dpo", config, overrides, resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()
