@@ -47,20 +47,26 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check config, data and memory; train nothing.")
 ]
 
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Trace a few steps: where time and memory go.")
+]
+
 
 def run_stage(
     stage: str,
     config: Path | None,
-    overrides: Sequence[str],
+    overrides: Sequence[str] | None,
     *,
     resume: bool,
     dry_run: bool,
+    profile: bool = False,
     **more: Any,
 ) -> Path:
     """Load a configuration, open its run directory and run the stage; returns the directory.
 
-    `more` goes to the stage as it is.
+    `profile` is short for the override tracking.profile=true; `more` goes to the stage as it is.
     """
+    overrides = [*(overrides or []), *(["tracking.profile=true"] if profile else [])]
     quiet_libraries()
     from align.config import STAGES, load_config
     from align.run import open_run
@@ -77,10 +83,14 @@ def run_stage(
 
 @app.command()
 def sft(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Fine-tune a language model on text, prompt-completion pairs or conversations."""
-    run_stage("sft", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("sft", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
 
 
 @reward_app.command(TRAIN)
@@ -96,9 +106,10 @@ def reward(
     members: Annotated[
         int | None, typer.Option(help="Train an ensemble: so many models, a seed each.")
     ] = None,
+    profile: Profile = False,
 ) -> None:
     """Train a reward model on people's judgements, and normalise it over policy samples."""
-    given = list(overrides or [])
+    given = [*(overrides or []), *(["tracking.profile=true"] if profile else [])]
     if folds and members:
         raise ConfigError([Problem("--members", "folds measure, members are used.", "drop one.")])
     if (folds is None and members is None) or dry_run:
@@ -131,42 +142,62 @@ def reward(
 
 @app.command()
 def dpo(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Train a policy on comparisons directly."""
-    run_stage("dpo", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("dpo", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()
 def ppo(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Optimise a policy against reward models and reward functions."""
-    run_stage("ppo", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("ppo", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command("online-dpo")
 def online_dpo(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Train a policy on comparisons of its own answers, judged by rewards."""
-    run_stage("online_dpo", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("online_dpo", config, overrides, resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()
 def grpo(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Optimise a policy against rewards with TRL's GRPO: answers measured by their group."""
-    run_stage("grpo", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("grpo", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()
 def rloo(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
 ) -> None:
     """Optimise a policy against rewards with TRL's RLOO: a leave-one-out baseline."""
-    run_stage("rloo", config, overrides or [], resume=resume, dry_run=dry_run)
+    run_stage("rloo", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()

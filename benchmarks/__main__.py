@@ -21,12 +21,15 @@ MODULES = (
     "acquisition",
     "acquisition_pool",
     "digits",
+    "dpo",
     "guards",
     "label_studio",
     "ppo",
+    "reward",
     "reward_heads",
     "rollout",
     "scoring",
+    "sft",
     "soft_labels",
 )
 

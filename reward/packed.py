@@ -1,63 +1,97 @@
 """A batch of sequences as one row without padding: the backbone computes real tokens only.
 
-The dense layers run once over all tokens of the batch; attention, which transformers lets one
-register (`AttentionInterface`), runs segment by segment: a sequence, or what it adds to a prefix
-that it shares with others (`reward.tree`). Of the tokens whose last states nobody asked for (a
-prompt's), the last layer computes keys and values alone. Values and gradients are those of the
-padded forward pass up to rounding: `reward.packed_probe` compares both on a few tokens before a
-backbone is packed for the first time. Only on a CPU: on an accelerator one launch for every segment
-and layer would cost more than the padding. Leaves out models whose layers mix tokens in any other
-way than full causal attention: those keep the padded pass.
+The dense layers run once over all tokens of the batch; attention goes segment by segment
+(`reward.packed_attention`): a sequence, or what it adds to a prefix that it shares with others
+(`reward.tree`). Of the tokens whose last states nobody asked for (a prompt's), the last layer
+computes keys and values alone. Values and gradients are those of the padded forward pass up to
+rounding: `reward.packed_probe` compares both on a few tokens before a backbone is packed for the
+first time. On an accelerator one kernel goes along all segments (`reward.packed_flex`), where it is
+asked for. Leaves out models whose layers mix tokens in any other way than causal attention: those
+keep the padded pass. Attention within a sliding window is packed where no row is longer than it.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 
 from reward.errors import ModelError
+from reward.packed_attention import READY, Packing, Stop, attending
 from reward.packed_probe import agrees
 from reward.tree import Segment
 
-NAME = "align_packed"
 # A packed pass changes the backbone while it runs; other threads wait (`align reward serve`).
 ALONE = threading.RLock()
 
+Run = Callable[..., Any]  # as a backbone's forward
 
-def can_pack(backbone: nn.Module, device: torch.device) -> TypeGuard[PreTrainedModel]:
-    """Whether `packed_states` computes what this backbone computes on padded rows."""
-    if device.type != "cpu" or not isinstance(backbone, PreTrainedModel):
+
+KINDS = {"full_attention", "sliding_attention"}
+
+
+def can_pack(
+    backbone: nn.Module,
+    device: torch.device,
+    longest: int | None = None,
+    *,
+    on_accelerators: bool = False,
+) -> TypeGuard[PreTrainedModel]:
+    """Whether `packed_states` computes what this backbone computes on padded rows.
+
+    Args:
+        backbone: without its head.
+        device: that it is on.
+        longest: tokens of the longest row; None: any, so that no window is allowed.
+        on_accelerators: off, the answer is no on any device but a CPU.
+    """
+    if not isinstance(backbone, PreTrainedModel):
+        return False
+    if device.type != "cpu" and not (on_accelerators and device.type == "cuda"):
         return False
     with ALONE:
-        return looks_packable(backbone) and agrees(backbone, tree_states)
+        return why_not(backbone, longest) is None and agrees(backbone, tree_states)
 
 
-def looks_packable(backbone: PreTrainedModel) -> bool:
-    """Whether its configuration and its signature speak against packing."""
+def looks_packable(backbone: PreTrainedModel, longest: int | None = None) -> bool:
+    """Whether its configuration and its signature speak for packing."""
+    return why_not(backbone, longest) is None
+
+
+def why_not(backbone: PreTrainedModel, longest: int | None = None) -> str | None:
+    """What in its configuration and its signature speaks against packing; None: nothing."""
     config = backbone.config.get_text_config()
-    if config is not backbone.config or config._attn_implementation != "sdpa":
-        return False
+    if config is not backbone.config:
+        return "it reads more than text"
     if not backbone._supports_attention_backend or backbone._is_stateful:
-        return False
-    if backbone.is_gradient_checkpointing and backbone.training:
-        return False  # the backward pass would recompute with the other attention
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or not getattr(config, "is_causal", True):
-        return False
-    if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
-        return False
-    parameters = inspect.signature(backbone.forward).parameters.values()
+        return "its attention is not transformers' common one"
+    if config._attn_implementation not in ("sdpa", READY):
+        return f"its attention is {config._attn_implementation}, not sdpa"
+    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
+        return "its tokens see those after them"
+    again = backbone.is_gradient_checkpointing and backbone.training
+    if again and config._attn_implementation != READY:
+        return "layers that are computed again would attend otherwise"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - KINDS:
+        return f"it has layers of {', '.join(sorted(kinds - KINDS))}"
+    window = getattr(config, "sliding_window", None)
+    windowed = "sliding_attention" in kinds or not kinds
+    if windowed and window and (longest is None or longest > window):
+        return f"its attention looks back {window} tokens only"
+    parameters = inspect.signature(type(backbone).forward).parameters.values()
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return takes_more and any(parameter.name == "position_ids" for parameter in parameters)
+    if not (takes_more and any(parameter.name == "position_ids" for parameter in parameters)):
+        return "its forward takes no positions"
+    return None
 
 
 def packed_states(
@@ -81,7 +115,13 @@ def packed_states(
 
 
 def tree_states(
-    backbone: PreTrainedModel, ids: Tensor, segments: Sequence[Segment], wanted: Tensor
+    backbone: PreTrainedModel,
+    ids: Tensor,
+    segments: Sequence[Segment],
+    wanted: Tensor,
+    *,
+    in_blocks: bool | None = None,
+    run: Run | None = None,
 ) -> Tensor:
     """Last hidden states at some tokens of segments that lie one after the other.
 
@@ -90,6 +130,9 @@ def tree_states(
         ids: (N,) int64, all segments' tokens.
         segments: their lengths add up to N; each comes after those that it follows.
         wanted: (N,) bool, True at S tokens.
+        in_blocks: attention by one kernel, which wants the segments in depth-first order; None:
+            on CUDA.
+        run: what to call for the pass; None: the backbone, with its hooks.
 
     Returns:
         (S, H).
@@ -98,18 +141,20 @@ def tree_states(
         ModelError: the backbone has more than a norm after its last layer, a mask of its own, or
             calls attention twice in its last layer.
     """
-    packing = Packing(segments, wanted)
-    last = last_layer(backbone) if packing.count else None
+    packing = Packing(segments, wanted, in_blocks=ids.is_cuda if in_blocks is None else in_blocks)
+    last = last_layer(backbone, packing)
+    row = nn.functional.pad(ids, (0, packing.filling))
     with ALONE, attending(backbone), narrowed(last, packing):
-        output = backbone(
-            input_ids=ids[None],
+        output = (run or backbone)(
+            input_ids=row[None],
             position_ids=packing.positions[None],
             use_cache=False,
             packing=packing,
         )
     states: Tensor = output.last_hidden_state[0]
     if last is None:
-        return states[wanted]
+        states = states[: packing.total]
+        return states if packing.count == packing.total else states[wanted]
     if len(states) != packing.count:
         raise ModelError(
             f"{type(backbone).__name__} gave {len(states)} states for {packing.count} tokens. "
@@ -118,104 +163,27 @@ def tree_states(
     return states
 
 
-def last_layer(backbone: PreTrainedModel) -> nn.Module | None:
-    """The last layer, where only a norm follows it, as in Llama and most models since."""
+def last_layer(backbone: PreTrainedModel, packing: Packing) -> nn.Module | None:
+    """The layer that need not compute every token; None: there is none, or nothing to save.
+
+    It is the last one where only a norm follows it, as in Llama and most models since. A layer that
+    is computed again in the backward pass, or whose weights are gathered while it runs, is left.
+    """
     layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(backbone, "norm"):
+        return None
+    if packing.blocks is not None or packing.count in (0, packing.total):
+        return None
+    if (backbone.is_gradient_checkpointing and backbone.training) or is_sharded(layers[-1]):
         return None
     return layers[-1]
 
 
-class Packing:
-    """Where the segments lie in the row, and how attention goes along them."""
-
-    def __init__(self, segments: Sequence[Segment], wanted: Tensor):
-        self.segments = list(segments)
-        self.lengths = [segment.length for segment in segments]
-        self.reach = [segment.depth + segment.length for segment in segments]  # keys of each
-        self.positions = torch.cat(
-            [
-                torch.arange(end - length, end, device=wanted.device)
-                for end, length in zip(self.reach, self.lengths, strict=True)
-            ]
-        )
-        self.rows = wanted.nonzero().squeeze(1)  # (S,) places of the wanted tokens in the row
-        self.count = len(self.rows)
-        self.asked = [int(part.sum()) for part in wanted.split(self.lengths)]
-        # what follows nothing needs no mask: it is causal from its first token on
-        self.masks = [
-            seen_by(at, end) if len(at) < end else None
-            for at, end in zip(self.positions.split(self.lengths), self.reach, strict=True)
-        ]
-        self.stopping = self.narrow = self.used = False
-        self.kept: tuple[Tensor, Tensor] | None = None  # keys and values of the last layer
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Causal attention along each segment: (1, heads, N or S, d) to (1, N or S, heads, d)."""
-        if attention_mask is not None:
-            raise ModelError(
-                f"{type(module).__name__} gives attention a mask of its own, which a packed row "
-                "has no place for. Fix: load the model with attn_implementation=eager."
-            )
-        if self.stopping:
-            raise Stop(key, value)
-        masks, queries = self.masks, self.lengths
-        if self.narrow:
-            if self.kept is None or self.used:  # the keys and values kept are its first call's
-                raise ModelError(
-                    f"{type(module).__name__} calls attention more than once in a layer. Fix: load "
-                    "the model with attn_implementation=eager."
-                )
-            self.used = True
-            (key, value), queries = self.kept, self.asked
-            asked = self.positions[self.rows].split(self.asked)
-            masks = [seen_by(at, end) for at, end in zip(asked, self.reach, strict=True)]
-        # split, not slices: its backward pass joins the parts' gradients once
-        keys, values = key.split(self.lengths, dim=2), value.split(self.lengths, dim=2)
-        found = [
-            sdpa_attention_forward(
-                module, q, along(keys, place, one), along(values, place, one), mask, **kwargs
-            )[0]
-            for place, (one, q, mask) in enumerate(
-                zip(self.segments, query.split(queries, dim=2), masks, strict=True)
-            )
-            if q.shape[2]
-        ]
-        return torch.cat(found, dim=1)
-
-
-def along(parts: Sequence[Tensor], place: int, segment: Segment) -> Tensor:
-    """Keys or values of what a segment follows and its own, (1, heads, depth + length, d)."""
-    if not segment.before:
-        return parts[place]
-    before = [parts[at][:, :, :count] for at, count in segment.before]
-    return torch.cat([*before, parts[place]], dim=2)
-
-
-def seen_by(positions: Tensor, end: int) -> Tensor | None:
-    """Which of `end` tokens the ones at these positions see, (Q, end) bool; None: a last one, all.
-
-    Attention without a mask is causal only where there is more than one query.
-    """
-    if len(positions) == 1 and int(positions[0]) == end - 1:
-        return None
-    return positions[:, None] >= torch.arange(end, device=positions.device)
-
-
-class Stop(Exception):  # noqa: N818 - no error: it leaves a layer that has computed enough
-    """Carries the keys and values of the layer it was raised in."""
-
-    def __init__(self, key: Tensor, value: Tensor):
-        super().__init__()
-        self.states = key, value
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its weights are spread over processes, by FSDP or by DeepSpeed's ZeRO-3."""
+    if type(module).__module__.startswith("torch.distributed"):
+        return True
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in module.parameters())
 
 
 @contextmanager
@@ -262,31 +230,3 @@ def narrowed(layer: nn.Module | None, packing: Packing) -> Iterator[None]:
 def _chosen(kwargs: dict[str, Any], select: Any) -> dict[str, Any]:
     """Keyword arguments at the wanted tokens."""
     return {name: tree_map_only(Tensor, select, value) for name, value in kwargs.items()}
-
-
-@contextmanager
-def attending(backbone: PreTrainedModel) -> Iterator[None]:
-    """Our attention inside. transformers makes no mask for an attention it has none for."""
-    config = backbone.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packing: Packing,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    return packing.attend(module, query, key, value, attention_mask, **kwargs), None
-
-
-AttentionInterface.register(NAME, _attention)

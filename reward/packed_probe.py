@@ -37,6 +37,7 @@ def agrees(backbone: PreTrainedModel, packed: States) -> bool:
         packed: `reward.packed.tree_states`.
     """
     if backbone not in _verdicts:
+        _verdicts[backbone] = False  # of the padded pass below, where the backbone asks again
         with torch.no_grad(), undisturbed(backbone):
             _verdicts[backbone] = _compare(backbone, packed)
     return _verdicts[backbone]
@@ -44,14 +45,17 @@ def agrees(backbone: PreTrainedModel, packed: States) -> bool:
 
 def _compare(backbone: PreTrainedModel, packed: States) -> bool:
     size = int(backbone.config.vocab_size)
+    device = next(backbone.parameters()).device
     first, second = (SHARED + own for own in OWN)
-    flat = (torch.arange(first + OWN[1]) * 7919 + 11) % size  # a prime's steps: few repeat
-    rows = torch.zeros(2, max(first, second), dtype=torch.long)
+    flat = (
+        torch.arange(first + OWN[1], device=device) * 7919 + 11
+    ) % size  # a prime's steps: few repeat
+    rows = torch.zeros(2, max(first, second), dtype=torch.long, device=device)
     mask = torch.zeros_like(rows)
     rows[0, :first], mask[0, :first] = flat[:first], 1
     rows[1, :second], mask[1, :second] = torch.cat([flat[:SHARED], flat[first:]]), 1
     segments = [Segment(first), Segment(OWN[1], ((0, SHARED),))]
-    wanted = torch.zeros(len(flat), dtype=torch.bool)
+    wanted = torch.zeros(len(flat), dtype=torch.bool, device=device)
     wanted[[1, first - 1, first + 1, len(flat) - 1]] = True
     try:
         ours = packed(backbone, flat, segments, wanted)
@@ -74,7 +78,8 @@ def _compare(backbone: PreTrainedModel, packed: States) -> bool:
 def rounding(backbone: nn.Module) -> float:
     """How far two ways to one state may lie apart, relative to its length."""
     wide = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters())
-    return 1e-4 if wide and not torch.is_autocast_enabled("cpu") else 5e-2
+    device = next(backbone.parameters()).device.type
+    return 1e-4 if wide and not torch.is_autocast_enabled(device) else 5e-2
 
 
 @contextmanager
@@ -88,14 +93,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         vars(module).update({name: type(found)() for name, found in hooks[-1].items()})
         module.training = False
     # Older PyTorch would keep casts made without gradients for the pass around this one.
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
     cast = torch.autocast(
-        "cpu",
-        dtype=torch.get_autocast_dtype("cpu"),
-        enabled=torch.is_autocast_enabled("cpu"),
+        place.type,
+        dtype=torch.get_autocast_dtype(place.type),
+        enabled=torch.is_autocast_enabled(place.type),
         cache_enabled=False,
     )
     try:
-        with cast, torch.random.fork_rng(devices=[]):
+        with cast, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             yield
     finally:
         for module, found, was in zip(modules, hooks, training, strict=True):

@@ -61,7 +61,9 @@ def pool_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **m
     """
     backbone = unwrapped(model).base_model
     real = attention_mask.bool()
-    if not more and can_pack(backbone, input_ids.device) and bool(real.any(dim=1).all()):
+    longest = int(real.sum(dim=1).max()) if len(real) else 0
+    whole = not more and bool(real.any(dim=1).all())
+    if whole and can_pack(backbone, input_ids.device, longest):
         rows = zip(input_ids, real, strict=True)
         return last_states(backbone, [ids[kept].tolist() for ids, kept in rows])
     if "position_ids" in inspect.signature(backbone.forward).parameters:

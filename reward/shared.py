@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reward.packed import can_pack, tree_states
+from reward.layout import Layout
+from reward.packed import Run, can_pack, tree_states
 from reward.tree import LEAST, Row, Tree, padded_batches, share, tree_batches
 
 BATCH_TOKENS = 2048  # measured on CPU: what is in hand stays in the caches, and prompts stay whole
@@ -46,7 +47,7 @@ def pooled_states(
     if not all(rows):
         raise ValueError(f"row {[bool(row) for row in rows].index(False)} has no tokens.")
     device = next(backbone.parameters()).device
-    if can_pack(backbone, device):
+    if can_pack(backbone, device, max(map(len, rows), default=0)):
         for batch in tree_batches(rows, batch_tokens, least):
             yield batch, last_states(backbone, [rows[index] for index in batch], least)
         return
@@ -66,22 +67,46 @@ def last_states(backbone: PreTrainedModel, rows: Sequence[Row], least: int = LEA
     return shared_states(backbone, tree, torch.tensor(tree.ends()))
 
 
-def shared_states(backbone: PreTrainedModel, tree: Tree, places: Tensor) -> Tensor:
+def batch_states(backbone: PreTrainedModel, layout: Layout, wanted: Tensor) -> Tensor:
+    """Last hidden states of some tokens of a padded batch; one pass over its unique tokens.
+
+    Args:
+        backbone: one for which `reward.packed.can_pack` holds.
+        layout: of the batch.
+        wanted: (B, T) bool, True on W tokens that are no padding.
+
+    Returns:
+        (W, H), row by row.
+    """
+    return shared_states(backbone, layout.tree, layout.places[wanted], ids=layout.ids)
+
+
+def shared_states(
+    backbone: PreTrainedModel,
+    tree: Tree,
+    places: Tensor,
+    *,
+    ids: Tensor | None = None,
+    run: Run | None = None,
+) -> Tensor:
     """Last hidden states at places of a tree's flat row.
 
     Args:
         backbone: one for which `reward.packed.can_pack` holds.
         tree: of the rows; `tree.places(row)` says where their tokens lie.
         places: (S,) int64, in any order; a token that rows share may be asked for several times.
+        ids: (N,) int64, `tree.ids` where they are on the device already.
+        run: as of `reward.packed.tree_states`.
 
     Returns:
         (S, H).
     """
-    ids = torch.tensor(tree.ids, device=places.device)
+    if ids is None:
+        ids = torch.tensor(tree.ids, device=places.device)
     unique, back = places.unique(return_inverse=True)  # sorted, as the states come
     wanted = torch.zeros(len(ids), dtype=torch.bool, device=places.device)
     wanted[unique] = True
-    return tree_states(backbone, ids, tree.segments, wanted)[back]
+    return tree_states(backbone, ids, tree.segments, wanted, run=run)[back]
 
 
 def padded_states(

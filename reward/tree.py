@@ -44,6 +44,14 @@ class Tree:
         starts = self._starts()
         return [starts[at] + i for at, count in self.paths[row] for i in range(count)]
 
+    def all_places(self) -> list[int]:
+        """Where the tokens of all rows lie in `ids`, row after row."""
+        starts, found = self._starts(), list[int]()
+        for path in self.paths:
+            for at, count in path:
+                found += range(starts[at], starts[at] + count)
+        return found
+
     def ends(self) -> list[int]:
         """Where the last token of each row lies in `ids`."""
         starts = self._starts()
@@ -137,9 +145,14 @@ def padded_batches(rows: Sequence[Row], budget: int) -> list[list[int]]:
 
 def common_prefix(first: Row, second: Row) -> int:
     """How many tokens two rows have in common from their start."""
-    pairs = zip(first, second, strict=False)
-    different = (place for place, (a, b) in enumerate(pairs) if a != b)
-    return next(different, min(len(first), len(second)))
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # comparing slices is much faster than token by token
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _order(rows: Sequence[Row]) -> list[int]:

@@ -17,6 +17,14 @@ from align.config.order import CurriculumSection, Samplers
 from align.config.order import SamplerSection as SamplerSection
 
 
+def _as_switch(value: Any) -> Any:
+    """YAML reads a plain on or off as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+OnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)]
+
+
 class RunSection(Section):
     """Where the run lives and what makes it repeatable."""
 
@@ -37,6 +45,7 @@ class ModelSection(Section):
     quantization: Literal["4bit", "8bit"] | None = None  # QLoRA: needs peft
     freeze: list[str] = Field(default_factory=list)  # regular expressions on parameter names
     trust_remote_code: bool = False
+    prefix_sharing: OnOff = "auto"  # on: wherever it is right; auto: where it is faster too
 
 
 class SourceSection(Section):
@@ -285,3 +294,4 @@ class TrackingSection(Section):
     ] = Field(default=["tensorboard"])
     project: str = "align"
     non_finite: Literal["stop", "skip"] = "stop"  # a NaN loss ends the run, or skips the batch
+    profile: bool = False  # a trace of a few steps, and a table of where time and memory went

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from align.engine.prefix import sharing_of
+from align.engine.token_scores import CHUNK_LOGITS, Logits, score_states
 from align.types import Rollout
-from reward.packed import can_pack, packed_states
-
-CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
+from reward.layout import lay_out
+from reward.packed import can_pack
+from reward.shared import batch_states
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -58,6 +59,8 @@ def states_at(
 ) -> Tensor:
     """Last hidden states of some tokens, without padding where the backbone allows it.
 
+    Prefixes that rows share are computed once (`align.engine.prefix`).
+
     Args:
         backbone: without its head.
         input_ids: (B, T), padded on either side.
@@ -68,9 +71,17 @@ def states_at(
         (N, H), row by row.
     """
     real = attention_mask.bool()
-    if can_pack(backbone, input_ids.device) and not bool((wanted & ~real).any()):
-        lengths = [length for length in real.sum(dim=1).tolist() if length]
-        return packed_states(backbone, input_ids[real], lengths, wanted[real])
+    sharing = sharing_of(backbone)
+    if sharing is not None:
+        states = sharing.states_at(input_ids, attention_mask, wanted)
+        if states is not None:
+            return states
+    elif (
+        bool(real.any())
+        and not bool((wanted & ~real).any())
+        and can_pack(backbone, input_ids.device, int(real.sum(dim=1).max()))
+    ):
+        return batch_states(backbone, lay_out(input_ids, attention_mask), wanted)
     return backbone_states(backbone, input_ids, attention_mask)[wanted]
 
 
@@ -114,38 +125,22 @@ def score_tokens(
         log-probabilities and entropies, each (N,) float32 (float64 from a float64 model).
     """
     base = causal_lm(model)
-    head = base.get_output_embeddings()
     config = base.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
     # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (
         getattr(config, "logits_scaling", None) or 1.0
     )
-
-    def score(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = at_least_float32(head(states))
-        if scale != 1:  # every pass over the logits counts
-            logits = logits * scale
-        if softcap:
-            logits = softcap * torch.tanh(logits / softcap)
-        if temperature != 1:
-            logits = logits / temperature
-        normaliser = logits.logsumexp(dim=-1)
-        logprobs = logits.gather(1, ids[:, None]).squeeze(1) - normaliser
-        if not with_entropy:
-            return logprobs, torch.zeros_like(logprobs)
-        entropy = normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-        return logprobs, entropy
-
-    size = max(1, CHUNK_LOGITS // max(1, config.vocab_size))
-    if len(targets) <= size:
-        return score(hidden, targets)
-    recompute = torch.is_grad_enabled()
-    parts = [
-        checkpoint(score, states, ids, use_reentrant=False) if recompute else score(states, ids)
-        for states, ids in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    found = score_states(
+        base.get_output_embeddings(),
+        hidden,
+        targets,
+        Logits(scale, getattr(config, "final_logit_softcapping", None), temperature),
+        ("entropy",) if with_entropy else (),
+        chunk_logits=CHUNK_LOGITS,
+        vocabulary=config.vocab_size,
+    )
+    entropy = torch.zeros_like(found.log_probs) if found.entropy is None else found.entropy
+    return found.log_probs, entropy
 
 
 def completion_logprobs(

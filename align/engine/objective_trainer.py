@@ -17,6 +17,7 @@ from align.engine.monitor import FiniteMixin
 from align.engine.objective import Batch, Objective, chosen_text
 from align.engine.order import OrderMixin
 from align.engine.scorer import Scorer, Scores
+from align.engine.throughput import SpeedMixin
 from reward.losses import decided, group_scores
 from reward.preferences import SOFT_LABEL
 from reward.ranking_losses import better_worse
@@ -91,7 +92,7 @@ class _Trainer(Trainer):
             seen[name].append(float(gathered.float().nanmean()))
 
 
-class ObjectiveTrainer(FiniteMixin, GuardMixin, OrderMixin, _Trainer):
+class ObjectiveTrainer(SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, _Trainer):
     """Reward modelling on any kind of judgement."""
 
 

@@ -12,27 +12,30 @@ from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
 from align.engine.order import OrderMixin
 from align.engine.soft_labels import SoftDPOMixin, SoftRewardMixin
+from align.engine.throughput import SpeedMixin
 
 
-class SFTTrainer(FiniteMixin, GuardMixin, OrderMixin, trl.SFTTrainer):
+class SFTTrainer(SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class RewardTrainer(FiniteMixin, GuardMixin, OrderMixin, SoftRewardMixin, trl.RewardTrainer):
+class RewardTrainer(
+    SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, SoftRewardMixin, trl.RewardTrainer
+):
     """Bradley-Terry reward modelling, on hard or soft labels."""
 
 
-class DPOTrainer(FiniteMixin, GuardMixin, OrderMixin, SoftDPOMixin, trl.DPOTrainer):
+class DPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, SoftDPOMixin, trl.DPOTrainer):
     """Direct preference optimisation, on hard or soft labels."""
 
 
 class GRPOTrainer(
-    FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.GRPOTrainer, AlignNames
+    SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.GRPOTrainer, AlignNames
 ):
     """Group-normalised policy gradient, and the losses TRL has beside it."""
 
 
 class RLOOTrainer(
-    FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.RLOOTrainer, AlignNames
+    SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.RLOOTrainer, AlignNames
 ):
     """REINFORCE with a leave-one-out baseline."""

@@ -50,6 +50,10 @@ class PPOConfig(RolloutArguments):
     )
     correction_high: float = field(default=3.0, metadata={"help": "Greatest weight."})
     correction_low: float | None = field(default=None, metadata={"help": "Least weight."})
+    whole_groups: bool = field(
+        default=False,
+        metadata={"help": "A prompt's completions share minibatches: prefix sharing."},
+    )
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -102,6 +106,15 @@ class PPOConfig(RolloutArguments):
                     f"{self.group_size} completion a prompt, but advantage={self.advantage} "
                     "compares those of one prompt.",
                     "use 2 or more, for example 4.",
+                )
+            )
+        if self.whole_groups and self.per_device_train_batch_size % max(1, self.group_size):
+            found.append(
+                Problem(
+                    "trainer.whole_groups",
+                    f"per_device_train_batch_size={self.per_device_train_batch_size} holds no "
+                    f"whole groups of {self.group_size}.",
+                    f"use a multiple of {self.group_size}.",
                 )
             )
         if not self.kl_in_reward and self.kl_estimator == "k1" and self.kl_coef > 0:

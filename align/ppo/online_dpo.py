@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
+from align.engine.throughput import SpeedMixin
 from align.errors import Problem
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.advantages import keep
@@ -188,5 +189,5 @@ class OnlineDPOLossTrainer(OnPolicyTrainer):
         return (loss, judged) if return_outputs else loss
 
 
-class OnlineDPOTrainer(FiniteMixin, GuardMixin, OnlineDPOLossTrainer):
+class OnlineDPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, OnlineDPOLossTrainer):
     """Online DPO with guards and finite checks."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
+from align.engine.throughput import SpeedMixin
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.checks import check_ratio
 from align.ppo.config import PPOConfig
@@ -68,6 +69,7 @@ class PPOLossTrainer(OnPolicyTrainer):
         Raises:
             ConfigError: under ZeRO-3 or FSDP, or rollouts cannot be drawn ahead.
         """
+        self.together = args.group_size if args.whole_groups else 1
         super().__init__(
             model, reference, args, sampler, score, train_dataset, processing_class, callbacks
         )
@@ -211,5 +213,5 @@ class PPOLossTrainer(OnPolicyTrainer):
         self.kl.load_state_dict(state["kl"])
 
 
-class PPOTrainer(FiniteMixin, GuardMixin, PPOLossTrainer):
+class PPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, PPOLossTrainer):
     """PPO with guards and finite checks."""

@@ -80,7 +80,10 @@ KNOWN: dict[str, Metric] = {
         "Sampler gap", "Log-probability, sampler against trainer; near 0 when they agree.", 0.0
     ),
     "value/mean": Metric("Mean value", "What the critic expects."),
-    "speed/tokens_per_second": Metric("Tokens per second"),
+    "speed/tokens_per_second": Metric("Trained tokens per second", "Real ones, without padding."),
+    "speed/mfu": Metric("Share of the peak", "Arithmetic of real tokens; a lower bound."),
+    "speed/real_share": Metric("Real share of a batch", "The rest is padding."),
+    "speed/computed_share": Metric("Computed share of a batch", "Of its tokens, padding included."),
     "tokens_per_second": Metric("Tokens per second"),
     "memory_gib": Metric("Peak memory (GiB)"),
     "guard/ewc": Metric("EWC penalty"),

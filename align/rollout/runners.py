@@ -20,6 +20,7 @@ from align.engine.head import causal_lm, has_virtual_tokens, position_ids
 from align.rollout.attention import slots
 from align.rollout.base import pad_left
 from align.rollout.cache import SLACK, Segment, SlotCache
+from reward.packed_attention import READY
 
 PACK_TOKENS = 4096  # prompt tokens computed at once
 
@@ -53,7 +54,9 @@ def fits(policy: nn.Module) -> bool:
     config = model.config.get_text_config(decoder=True)
     if has_virtual_tokens(policy) or not getattr(model, "_supports_attention_backend", False):
         return False
-    if model.config._attn_implementation != "sdpa" or getattr(config, "num_kv_shared_layers", 0):
+    if model.config._attn_implementation not in ("sdpa", READY):
+        return False
+    if getattr(config, "num_kv_shared_layers", 0):
         return False
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False

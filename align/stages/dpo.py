@@ -41,6 +41,7 @@ from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.sft import sft_source
+from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from feedback.agreement import wilson
 from reward.preferences import SOFT_LABEL, is_tie
@@ -121,6 +122,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     )
     prepared: Any = trainer.eval_dataset or {}
     trainer.eval_dataset = prepared.get("validation")
+    share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     if not resume:
         check_margin(trainer)
     train(trainer, config, run, resume=resume)

@@ -50,6 +50,7 @@ from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sft_source
+from align.stages.sharing import share_in_trl
 from align.stages.training import train
 
 GroupedStage = GRPOStage | RLOOStage
@@ -129,6 +130,7 @@ def run_grouped(
         scorer.reduce = lambda value: trainer.accelerator.reduce(
             value.to(trainer.args.device), reduction="sum"
         )
+    share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     check_reference(trainer, tokenizer, data.train["prompt"][:4])
     sampler = TransformersSampler(
         trainer.model, tokenizer, args.max_completion_length, temperature=args.temperature, seed=0

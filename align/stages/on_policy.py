@@ -44,6 +44,7 @@ from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.rewards import check_rewards, common_context, models_of, open_rewards
 from align.stages.sft import sequence_logits, sequence_nll, sft_source
+from align.stages.sharing import share
 from align.stages.training import train
 from align.types import Rollout, Sampler, SyncedSampler
 
@@ -145,6 +146,11 @@ def run_on_policy(
         )
         if order is not None:
             trainer.use_order(order)
+        models = {"policy": policy, "reference": reference, "critic": model.value_backbone}
+        # Nothing is measured: completions are read without padding wherever that is right.
+        trainer.sharing = share(
+            models, config.model.prefix_sharing, run, resume=resume, measure=False
+        )
         if first_process() and not (resume and read_jsonl(run.path / "samples.jsonl")):
             write_samples(run, "before", show_samples(shown, held_out, rewards, args.group_size))
         train(trainer, config, run, resume=resume)

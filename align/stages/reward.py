@@ -51,6 +51,7 @@ from align.stages.reward_objective import (
 )
 from align.stages.reward_results import in_words, pair_results
 from align.stages.sft import read_rows
+from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from reward.model import RewardModel
 from reward.score import encode_answer, pool_scores
@@ -191,6 +192,7 @@ def train_pairs(
     )
     if config.objective.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.objective.patience))
+    share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     train(trainer, config, run, resume=resume)
     settle_guards(guards, trainer.model, run)
     whole, size = merged(trainer.model), args.per_device_eval_batch_size

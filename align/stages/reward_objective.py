@@ -43,6 +43,7 @@ from align.stages.reward_results import (
     step_results,
 )
 from align.stages.sft import read_rows
+from align.stages.sharing import share
 from align.stages.training import train
 from reward.losses import decided, tie_start
 from reward.model import CONFIG_KEY, RewardModel
@@ -184,6 +185,8 @@ def train_objective(
     )
     if section.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(section.patience))
+    mode = config.model.prefix_sharing
+    trainer.sharing = share({"reward": model}, mode, run, resume=resume, measure=False)
     train(trainer, config, run, resume=resume)
     settle_guards(guards, scorer, run)
     scorer.model = classifier = merged(scorer.model)

@@ -39,6 +39,7 @@ from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
+from align.stages.sharing import share_in_trl
 from align.stages.training import train
 
 
@@ -87,6 +88,7 @@ def run(config: SFTStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     )
     prepared: Any = trainer.eval_dataset or {}
     trainer.eval_dataset = prepared.get("validation")
+    share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     train(trainer, config, run, resume=resume)
     settle_guards(guards, trainer.model, run)
     results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}

@@ -18,6 +18,7 @@ from align.engine.checkpoint import (
     newest_valid,
 )
 from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
+from align.engine.profile import ProfileCallback
 from align.errors import Interrupted, RewardError, SamplerError
 from align.run import Run
 from align.signals import Limits, StopRules, Watch
@@ -52,6 +53,8 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         metrics,
         CheckpointCallback(state, keep, lineage),
     ]
+    if config.tracking.profile:
+        callbacks.append(ProfileCallback(run.path / "profile", console.print))
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from align.engine import head
+from align.engine import head, token_scores
 from align.engine.head import completion_logprobs, policy_logprobs, position_ids
 
 SIZES = {
@@ -142,8 +142,10 @@ def test_chunks_change_neither_values_nor_gradients(with_entropy, make_rollout, 
 
     whole, calls = both(), []
     monkeypatch.setattr(head, "CHUNK_LOGITS", 300 * 3)  # 14 tokens in chunks of 3
-    original = head.checkpoint
-    monkeypatch.setattr(head, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = token_scores.checkpoint
+    monkeypatch.setattr(
+        token_scores, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
     chunked = both()
     assert len(calls) == 5
     assert (whole[0] - chunked[0]).abs().max() < 1e-12

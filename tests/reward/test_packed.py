@@ -18,7 +18,7 @@ from transformers import (
 from align.engine import head
 from align.engine.head import backbone_states, completion_logprobs, states_before
 from align.errors import ModelError
-from reward import packed
+from reward import packed_attention
 from reward.packed import can_pack, packed_states
 
 SIZES = {
@@ -38,7 +38,7 @@ PACKED = {
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
 }
 PADDED = {  # attention within a window is not ours to cut
-    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=8),
 }
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_the_model_is_as_before_afterwards(make_rollout, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError
 
-    monkeypatch.setattr(packed, "sdpa_attention_forward", fail)
+    monkeypatch.setattr(packed_attention, "sdpa_attention_forward", fail)
     with pytest.raises(RuntimeError):
         packed_states(model, ids, [4], every)
     assert untouched()

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from reward import packed, shared
+from reward import packed_attention, shared
 from reward.packed import can_pack
 from reward.score import pool_scores
 from reward.shared import last_states, pooled_states, shared_states
@@ -45,7 +45,7 @@ PACKED = {
 }
 PADDED = {
     "eager": lambda: LlamaConfig(**GROUPED, attn_implementation="eager"),
-    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=8),
 }
 CPU = torch.device("cpu")
@@ -127,17 +127,19 @@ def test_a_mask_that_leaks_and_wrong_positions_are_seen(monkeypatch):
         return (last_states(LLAMA, ROWS, least=1) - wanted).abs().max()
 
     assert gap() < 1e-11
-    own = packed.seen_by
-    monkeypatch.setattr(packed, "seen_by", lambda at, end: torch.ones(len(at), end).bool())
+    own = packed_attention.seen_by
+    monkeypatch.setattr(
+        packed_attention, "seen_by", lambda at, end: torch.ones(len(at), end).bool()
+    )
     assert gap() > 1e-3
-    monkeypatch.setattr(packed, "seen_by", own)
-    begin = packed.Packing.__init__
+    monkeypatch.setattr(packed_attention, "seen_by", own)
+    begin = packed_attention.Packing.__init__
 
-    def moved(self, segments, kept):
-        begin(self, segments, kept)
+    def moved(self, segments, kept, **given):
+        begin(self, segments, kept, **given)
         self.positions = self.positions + torch.arange(len(self.positions)) // 5
 
-    monkeypatch.setattr(packed.Packing, "__init__", moved)
+    monkeypatch.setattr(packed_attention.Packing, "__init__", moved)
     assert gap() > 1e-3
 
 

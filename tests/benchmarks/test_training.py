@@ -1,0 +1,68 @@
+"""The parts of the training benchmarks that decide their figures; the runs take half an hour."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from benchmarks import sft, training
+from benchmarks.training import (
+    check_losses,
+    figures_of,
+    hh_pairs,
+    made_pairs,
+    measure,
+    prepare,
+    word_tokenizer,
+)
+
+
+def found(losses, seconds=1.0, **more):
+    return {"losses": losses, "seconds": seconds, "peak_mb": 100.0, "tokens": 500} | more
+
+
+def test_losses_that_differ_are_refused():
+    same = [(found([1.0, 2.0]), found([1.0, 2.00001]))]
+    assert check_losses(same) == pytest.approx(5e-6, rel=1e-3)
+    with pytest.raises(RuntimeError, match=r"step 2: our loss is 2.0 and the peer's 2.01"):
+        check_losses([(found([1.0, 2.0]), found([1.0, 2.01]))])
+
+
+def test_figures_hold_the_ratio_and_what_tokens_would_allow():
+    figures = figures_of([(found([1.0], 2.0, padded_over_unique=4.0), found([1.0], 6.0))])
+    assert (figures["ratio"], figures["padded_over_unique"]) == (3.0, 4.0)
+    assert sft.a_token(found([], 3.0))["seconds"] == 6.0
+
+
+def test_rows_have_the_tokens_that_are_asked_for(tmp_path):
+    tokenizer, rows = word_tokenizer(), made_pairs(20, 5, 3)
+    assert [len(tokenizer(row["prompt"])["input_ids"]) for row in rows] == [20] * 3
+    assert {
+        len(tokenizer(row[k])["input_ids"]) for row in rows for k in ("chosen", "rejected")
+    } == {5}
+    dialogues = [
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: x\n\nAssistant: c"},
+    ]
+    with gzip.open(tmp_path / "hh.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in dialogues)
+    (pair,) = hh_pairs(tmp_path / "hh.gz")
+    assert pair == {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " b", "rejected": " c"}
+
+
+def test_both_sides_train_alike(tmp_path, monkeypatch):
+    small = {
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    monkeypatch.setattr(training, "MODELS", tmp_path)
+    prepare(tmp_path / "made", "small", made_pairs(20, 5, 8), words=True)
+    args = {"per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    job = {"steps": 2, "threads": 1, "reference": True, "args": args}
+    ours, peer = (measure("DPO", side, tmp_path / "made", job) for side in ("ours", "trl"))
+    assert check_losses([(ours, peer)]) < 1e-5
+    assert ours["tokens"] == peer["tokens"] == 2 * 2 * 26
+    assert ours["padded_over_unique"] >= 1.0

@@ -1,0 +1,59 @@
+"""Two steps on shared prefixes, on two processes or one. See test_prefix_processes.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from align.engine.labelled_head import read_labels_only
+from align.engine.prefix import share_prefixes
+
+CONFIG = LlamaConfig(
+    vocab_size=90, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    initializer_range=0.3,
+)  # fmt: skip
+
+
+def main() -> None:
+    way, out = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).double()
+    add_fused_lm_head(model)
+    shared = way == "shared"
+    if shared:
+        sharing, _ = share_prefixes(model.model, "on")
+        assert read_labels_only(model)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = torch.randint(4, 90, (4, 30), generator=torch.Generator().manual_seed(1))
+    ids[1, :20], ids[3, :25] = ids[0, :20], ids[2, :25]
+    mask = torch.ones_like(ids)
+    mask[1, 27:] = 0
+    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    for _ in range(2):
+        output = wrapped(
+            input_ids=ids[mine], attention_mask=mask[mine], use_cache=False, fused_lm_head=True,
+            labels=ids.masked_fill(mask == 0, -100)[mine], num_items_in_batch=50,
+        )  # fmt: skip
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if shared:
+        assert (sharing.counts.shared, sharing.counts.passes) == (2, 2)
+    if rank == 0:
+        torch.save({n: p.detach() for n, p in model.named_parameters()}, out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

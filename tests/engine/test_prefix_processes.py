@@ -1,0 +1,46 @@
+"""Prefix sharing on two processes (gloo, DDP): the weights of the plain passes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from feedback.ports import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("prefix_script.py")
+
+
+def weights(way: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Of the first of two processes, after two steps."""
+    out, port = folder / f"{way}.pt", free_port()
+    processes = []
+    for rank in range(2):
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), way, str(out)],
+                env=os.environ | place | mine | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_alike(tmp_path):
+    plain, shared = weights("plain", tmp_path), weights("shared", tmp_path)
+    assert plain.keys() == shared.keys()
+    for name, value in plain.items():
+        # TRL's head sums in float32
+        assert (shared[name] - value).abs().max() < 1e-5, name
