@@ -1,7 +1,7 @@
 """The `align` command: one sub-command per stage. Parses, calls the stage, prints the result.
 
-The only place that wires everything. Heavy imports happen inside the commands, so that `--help` is
-immediate. Exit codes belong to the errors (`align.errors`): docs/cli.md.
+The only place that wires everything. Heavy imports happen inside the commands: `--help` is quick.
+Exit codes belong to the errors (`align.errors`): docs/cli.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run_stage(
 ) -> Path:
     """Load a configuration, open its run directory and run the stage; returns the directory.
 
-    `profile` is short for the override tracking.profile=true; `more` goes to the stage as it is.
+    `profile` adds an override; `more` goes to the stage as it is.
     """
     quiet_libraries()
     from align.config import STAGES, load_config
@@ -100,9 +100,7 @@ def reward(
         int | None, typer.Option(help="Cross-validate: train and measure so many times.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Cross-validations, with other folds.")] = 1,
-    members: Annotated[
-        int | None, typer.Option(help="Train an ensemble: so many models, a seed each.")
-    ] = None,
+    members: Annotated[int | None, typer.Option(help="Train so many models, a seed each.")] = None,
     profile: Profile = False,
 ) -> None:
     """Train a reward model on people's judgements, and normalise it over policy samples."""
