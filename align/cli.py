@@ -1,7 +1,7 @@
 """The `align` command: one sub-command per stage. Parses, calls the stage, prints the result.
 
-The only place that wires everything. Heavy imports happen inside the commands, so that `--help` is
-immediate. Exit codes belong to the errors (`align.errors`): docs/cli.md.
+The only place that wires everything. Heavy imports happen inside the commands: `--help` is quick.
+Exit codes belong to the errors (`align.errors`): docs/cli.md.
 """
 
 from __future__ import annotations
@@ -46,16 +46,14 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check config, data and memory; train nothing.")
 ]
-
-Profile = Annotated[
-    bool, typer.Option("--profile", help="Trace a few steps: where time and memory go.")
-]
+Profile = Annotated[bool, typer.Option("--profile", help="Trace time and memory of a few steps.")]
+PROFILED = ["tracking.profile=true"]
 
 
 def run_stage(
     stage: str,
     config: Path | None,
-    overrides: Sequence[str] | None,
+    overrides: Sequence[str],
     *,
     resume: bool,
     dry_run: bool,
@@ -64,14 +62,13 @@ def run_stage(
 ) -> Path:
     """Load a configuration, open its run directory and run the stage; returns the directory.
 
-    `profile` is short for the override tracking.profile=true; `more` goes to the stage as it is.
+    `profile` adds an override; `more` goes to the stage as it is.
     """
-    overrides = [*(overrides or []), *(["tracking.profile=true"] if profile else [])]
     quiet_libraries()
     from align.config import STAGES, load_config
     from align.run import open_run
 
-    loaded = load_config(STAGES[stage], config, overrides)
+    loaded = load_config(STAGES[stage], config, [*overrides, *(PROFILED if profile else [])])
     end_on_sigterm()  # while training, `StopSignals` takes over
     module = importlib.import_module(f"align.stages.{stage}")
     with open_run(loaded, resume=resume, dry_run=dry_run) as run:
@@ -103,13 +100,11 @@ def reward(
         int | None, typer.Option(help="Cross-validate: train and measure so many times.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Cross-validations, with other folds.")] = 1,
-    members: Annotated[
-        int | None, typer.Option(help="Train an ensemble: so many models, a seed each.")
-    ] = None,
+    members: Annotated[int | None, typer.Option(help="Train so many models, a seed each.")] = None,
     profile: Profile = False,
 ) -> None:
     """Train a reward model on people's judgements, and normalise it over policy samples."""
-    given = [*(overrides or []), *(["tracking.profile=true"] if profile else [])]
+    given = [*(overrides or []), *(PROFILED if profile else [])]
     if folds and members:
         raise ConfigError([Problem("--members", "folds measure, members are used.", "drop one.")])
     if (folds is None and members is None) or dry_run:
@@ -173,7 +168,8 @@ def online_dpo(
     profile: Profile = False,
 ) -> None:
     """Train a policy on comparisons of its own answers, judged by rewards."""
-    run_stage("online_dpo", config, overrides, resume=resume, dry_run=dry_run, profile=profile)
+    given = overrides or []
+    run_stage("online_dpo", config, given, resume=resume, dry_run=dry_run, profile=profile)
 
 
 @app.command()
