@@ -22,7 +22,7 @@ def _as_switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-OnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)]
+Sharing = Annotated[Literal["auto", "measured", "on", "off"], BeforeValidator(_as_switch)]
 
 
 class RunSection(Section):
@@ -45,7 +45,7 @@ class ModelSection(Section):
     quantization: Literal["4bit", "8bit"] | None = None  # QLoRA: needs peft
     freeze: list[str] = Field(default_factory=list)  # regular expressions on parameter names
     trust_remote_code: bool = False
-    prefix_sharing: OnOff = "auto"  # on: wherever it is right; auto: where it is faster too
+    prefix_sharing: Sharing = "auto"  # on: wherever it is right; auto: where it should be faster
 
 
 class SourceSection(Section):

@@ -4,9 +4,9 @@ It stands before the forward of a backbone that somebody else trains (TRL's trai
 the padded batch that is meant for it, lays its unique tokens out in one flat row
 (`reward.layout`, `reward.packed`), and gives the states back at their places, (B, T, H). What
 stands above needs no change. Trainers whose heads read some tokens only ask for those
-(`states_at`). Whether a batch is worth it, a cost model says that is measured at the start
-(`align.engine.prefix_cost`). Values and gradients are the plain pass's up to rounding. Source:
-Prefix Sharing for DPO, arXiv 2410.20305, equation 4, for pairs; trees of any depth here.
+(`states_at`). Whether a batch is worth it, a cost model says (`align.engine.prefix_cost`). Values
+and gradients are the plain pass's up to rounding. Source: Prefix Sharing for DPO, arXiv 2410.20305,
+equation 4, for pairs; trees of any depth here.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from align.engine.prefix_cost import Costs, measure_costs
+from align.engine.prefix_cost import Costs, counted_costs, measure_costs
 from align.errors import ModelError
 from reward.layout import Layout, is_contiguous, lay_out
 from reward.packed import can_pack, why_not
 from reward.packed_attention import make_ready
 from reward.shared import shared_states
 
-Mode = Literal["auto", "on", "off"]
+Mode = Literal["auto", "measured", "on", "off"]
 
 # Arguments of a backbone that change nothing about its last states.
 HARMLESS = {"use_cache", "return_dict"}
@@ -208,15 +208,15 @@ class PrefixSharing:
 
 
 def share_prefixes(
-    backbone: nn.Module, mode: Mode = "auto", costs: Costs | None = None, *, measure: bool = True
+    backbone: nn.Module, mode: Mode = "auto", costs: Costs | None = None, *, always: bool = False
 ) -> tuple[PrefixSharing | None, str | None]:
     """Let a backbone share prefixes from now on.
 
     Args:
         backbone: without its head, on its device; with adapters inside it, if any.
-        mode: `auto`, `on`, or `off`, which keeps every pass of the backbone plain.
-        costs: of `auto`, measured before on this machine with a model of this size.
-        measure: measure them now, if there are none; else `auto` shares wherever it is right.
+        mode: `auto`, `measured`, `on`, or `off`, which keeps every pass of the backbone plain.
+        costs: of `auto` and `measured`, known before; None: they are counted, or measured now.
+        always: `auto` shares wherever it is right.
 
     Returns:
         What was installed, and None; or None, and why this backbone keeps its plain pass.
@@ -237,9 +237,13 @@ def share_prefixes(
     before = sharing_of(backbone)
     if before is not None:
         before.remove()
-    if mode == "auto" and costs is None and measure:
-        costs = measure_costs(backbone)
-    sharing = PrefixSharing(backbone, mode, costs if mode == "auto" else None)
+    if mode == "measured":
+        costs = costs or measure_costs(backbone)
+    elif mode == "auto" and not always:
+        costs = costs or counted_costs(backbone)
+    else:
+        costs = None
+    sharing = PrefixSharing(backbone, mode, costs)
     sharing.install()
     return (None, why) if mode == "off" else (sharing, None)
 

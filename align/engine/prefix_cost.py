@@ -1,4 +1,4 @@
-"""What a pass costs with padding and without, from a few timed passes: is sharing worth it?
+"""What a pass costs with padding and without: is sharing worth it?
 
 A pass takes a fixed time, a time for each token of the dense layers, one for each pair of tokens
 that attend, and, segment by segment, one for each segment:
@@ -6,9 +6,10 @@ that attend, and, segment by segment, one for each segment:
     plain  = fixed + token B T + pair B T^2          (half the pairs where nothing is padded)
     shared = fixed + token N   + pair sum q k        + segment S + laying
 
-with N unique tokens in S segments of q queries and k keys. They are measured forward only, on the
-backbone itself: a backward pass costs about twice its forward in both. All choices of a run are
-made from the same numbers, which the run keeps: a resumed run chooses alike.
+with N unique tokens in S segments of q queries and k keys; a backward pass costs about twice its
+forward in both. The costs are counted from the model's size, which gives every run of a
+configuration the same choices and so the same bits; or measured, forward only, on the backbone
+itself, and then the run keeps them: a resumed run chooses alike, another may not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reward.layout import Layout
@@ -74,6 +75,36 @@ def attended(segments: list[Segment]) -> float:
     return sum(
         one.length * (one.depth + one.length if one.before else (one.length + 1) / 2)
         for one in segments
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one kind of device does, roughly: only the proportions decide."""
+
+    products: float  # multiplications and additions of the dense layers, a second
+    attention: float  # the same of attention
+    segment: float  # seconds of each segment in each layer
+    laying: float  # seconds of a layout
+
+
+# Of one CPU thread as measured with models of 1 to 30 million parameters; of a GPU as expected.
+SPEEDS = {"cpu": Speed(3e10, 1e10, 5e-5, 1e-3), "cuda": Speed(1e14, 3e13, 0.0, 3e-3)}
+
+
+def counted_costs(backbone: PreTrainedModel) -> Costs:
+    """Costs that follow from a backbone's shape and its kind of device, the same in every run."""
+    config, device = backbone.config.get_text_config(), next(backbone.parameters()).device
+    speed = SPEEDS.get(device.type, SPEEDS["cpu"])
+    tables = {id(one.weight) for one in backbone.modules() if isinstance(one, nn.Embedding)}
+    dense = sum(p.numel() for p in backbone.parameters() if p.ndim == 2 and id(p) not in tables)
+    layers = config.num_hidden_layers
+    return Costs(
+        fixed=0.0,
+        token=2 * dense / speed.products,
+        pair=4 * config.hidden_size * layers / speed.attention,
+        segment=layers * speed.segment,
+        laying=speed.laying,
     )
 
 

@@ -147,9 +147,9 @@ def run_on_policy(
         if order is not None:
             trainer.use_order(order)
         models = {"policy": policy, "reference": reference, "critic": model.value_backbone}
-        # Nothing is measured: completions are read without padding wherever that is right.
+        # Completions are read without padding wherever that is right.
         trainer.sharing = share(
-            models, config.model.prefix_sharing, run, resume=resume, measure=False
+            models, config.model.prefix_sharing, run, resume=resume, always=True
         )
         if first_process() and not (resume and read_jsonl(run.path / "samples.jsonl")):
             write_samples(run, "before", show_samples(shown, held_out, rewards, args.group_size))

@@ -186,7 +186,7 @@ def train_objective(
     if section.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(section.patience))
     mode = config.model.prefix_sharing
-    trainer.sharing = share({"reward": model}, mode, run, resume=resume, measure=False)
+    trainer.sharing = share({"reward": model}, mode, run, resume=resume, always=True)
     train(trainer, config, run, resume=resume)
     settle_guards(guards, scorer, run)
     scorer.model = classifier = merged(scorer.model)

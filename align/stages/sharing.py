@@ -1,6 +1,6 @@
 """Prefix sharing in a stage: `model.prefix_sharing`, what it found, and what it chose by.
 
-The costs are measured once and kept in the run, so that a resumed run shares the same batches.
+Costs that are measured are kept in the run, so that a resumed run shares the same batches.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def share(
     run: Run,
     *,
     resume: bool,
-    measure: bool = True,
+    always: bool = False,
 ) -> list[PrefixSharing]:
     """Let models share prefixes; says in one line which do not, and why.
 
@@ -58,7 +58,7 @@ def share(
         mode: `model.prefix_sharing`.
         run: keeps the costs.
         resume: take those that it keeps.
-        measure: off, `auto` shares wherever it is right, and needs no costs.
+        always: `auto` shares wherever it is right.
 
     Returns:
         What was installed, in their order.
@@ -68,7 +68,7 @@ def share(
     """
     file = run.path / FILE
     costs = None
-    if resume and mode == "auto" and file.is_file():
+    if resume and mode == "measured" and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8")).get("costs")
         costs = Costs(**kept) if kept else None
     found, notes = [], {}
@@ -83,7 +83,7 @@ def share(
                     "Fix: set model.prefix_sharing=auto."
                 )
             continue
-        sharing, why = share_prefixes(backbone_of(model), mode, costs, measure=measure)
+        sharing, why = share_prefixes(backbone_of(model), mode, costs, always=always)
         if sharing is not None:
             costs = costs or sharing.costs
             found.append(sharing)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.engine.prefix import share_prefixes
-from align.engine.prefix_cost import Costs, attended, measure_costs
+from align.engine.prefix_cost import Costs, attended, counted_costs, measure_costs
 from reward.layout import lay_out
 from reward.packed_flex import block_mask, filled_length, last_seen
 from reward.tree import share
@@ -70,6 +70,23 @@ def test_auto_shares_what_the_costs_speak_for(tiny_llama):
         model(input_ids=IDS, attention_mask=MASK, use_cache=False)
         assert sharing.counts.shared == shared
         assert sharing.counts.computed == (28 if shared else 69)
+
+
+def test_counted_costs_are_the_same_every_time_and_speak_for_what_saves_much(tiny_llama):
+    wide = {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 1024}
+    model = tiny_llama(**wide).model
+    costs = counted_costs(model)
+    assert costs == counted_costs(model) == counted_costs(tiny_llama(seed=3, **wide).model)
+    draw = torch.Generator().manual_seed(0)
+    prompt = torch.randint(5, 200, (1, 400), generator=draw).expand(8, -1)
+    answers = torch.randint(5, 200, (8, 100), generator=draw)
+    pairs = torch.cat([prompt, answers], dim=1)
+    assert costs.worth(lay_out(pairs), padded=False)
+    apart = torch.randint(5, 200, (8, 500), generator=draw)
+    assert not costs.worth(lay_out(apart), padded=False)  # nothing to save
+    assert not costs.worth(lay_out(pairs[:2, -110:]), padded=False)  # too little
+    sharing, _ = share_prefixes(model)
+    assert sharing.costs == costs
 
 
 def sees(segments, end):

@@ -19,7 +19,7 @@ def courteous(prompts, completions, **columns):
     return [float(sum(c[-1]["content"].count(x) for x in "aeiou")) for c in completions]
 """
 COMMON = ["trainer.learning_rate=1e-3", "tracking.report_to=[none]", "trainer.logging_steps=1"]
-COMMON.append("model.prefix_sharing=on")  # auto may choose otherwise in the second of two runs
+COMMON.append("model.prefix_sharing=on")  # auto finds batches this small not worth it
 OFFLINE = [
     "trainer.per_device_train_batch_size=2",
     "trainer.gradient_accumulation_steps=2",
