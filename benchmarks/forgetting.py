@@ -75,7 +75,7 @@ def arms(names: Sequence[str]) -> dict[str, list[Json]]:
     return found
 
 
-def settings(data: str, steps: int, rate: float, **more: Any) -> Json:
+def settings(data: str | list[Json], steps: int, rate: float, **more: Any) -> Json:
     """Sections of an off-policy task."""
     trainer = {"max_steps": steps, "learning_rate": rate, "per_device_train_batch_size": 16}
     trainer |= {"max_length": 256, "warmup_steps": 10, "save_strategy": "no", **more}
@@ -98,12 +98,13 @@ def two_sets(folder: Path, seed: int, given: argparse.Namespace, stage: str) -> 
     if not (base / "config.json").is_file():
         corpora = [Path(first), Path(second)]
         create_model(MODEL, base, tokenizer_data=corpora, vocab_size=2048, seed=seed)
+    old = [{"path": first, "columns": {"prompt": "question", "completion": "answer"}}]
     new = settings(second, given.second, 3e-3 if stage == "sft" else 3e-4)
     measure = {"kind": "likelihood" if stage == "sft" else "preference", "rows": 200}
     return {
         "model": {"path": str(base)},
         "tasks": [
-            {"name": "gsm8k", "settings": settings(first, given.first, 3e-3)},
+            {"name": "gsm8k", "settings": settings(old, given.first, 3e-3)},
             {"name": "harmless", "stage": stage, "settings": new, "measure": measure},
         ],
     }

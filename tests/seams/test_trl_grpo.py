@@ -96,7 +96,7 @@ def test_our_place_among_the_bases(name):
             assert taken == [], cls
 
 
-def test_our_loss_is_trls_and_the_penalty_on_top(make, name):
+def test_our_loss_is_trls_and_the_guards_gradient_on_top(make, name):
     theirs = make(getattr(trl, f"{name}Trainer"))
     fisher = {n: torch.ones_like(p) for n, p in theirs.model.named_parameters()}
     ours = make(OURS[name], guards=[EWC(2.0, fisher)])
@@ -106,15 +106,22 @@ def test_our_loss_is_trls_and_the_penalty_on_top(make, name):
     losses = [
         t.compute_loss(t.model, dict(b)) for t, b in zip((theirs, ours), batches, strict=True)
     ]
-    assert torch.equal(losses[0], losses[1])  # the penalty is 0 here
-    with torch.no_grad():
-        for weight in (*theirs.model.parameters(), *ours.model.parameters()):
-            weight += 0.01
-    losses = [
-        t.compute_loss(t.model, dict(b)) for t, b in zip((theirs, ours), batches, strict=True)
-    ]
-    count = sum(p.numel() for p in ours.model.parameters())
-    assert (losses[1] - losses[0]).item() == pytest.approx(count * 1e-4, rel=1e-3)
+    assert torch.equal(losses[0], losses[1])
+    pair = make(getattr(trl, f"{name}Trainer")), make(OURS[name], guards=[EWC(2.0, fisher)])
+    for trainer in pair:
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                weight += 0.01
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        torch.manual_seed(3)
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())), None)
+    seen = 0
+    for one, other in zip(*(trainer.model.parameters() for trainer in pair), strict=True):
+        if one.grad is not None:
+            seen += 1
+            assert torch.allclose(other.grad - one.grad, torch.tensor(2.0 * 0.01), atol=1e-4)
+    assert seen > 5
 
 
 def test_trl_scores_padded_rows_as_we_do(make, name):
