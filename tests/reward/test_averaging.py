@@ -80,7 +80,8 @@ def test_the_average_is_the_mean_by_hand(members, weights, first, tmp_path):
     assert made.numbers == sum(t.numel() for t in found.values())
     for name, tensor in found.items():
         by_hand = sum(s * p[name].double() for s, p in zip(shares, parts, strict=True))
-        assert torch.equal(tensor, by_hand.float()), name
+        # to the last bit but one: whether products and sums round once is the processor's affair
+        torch.testing.assert_close(tensor, by_hand.float(), rtol=1.2e-7, atol=1e-12, msg=name)
     written, laid = (
         sorted(file.name for file in folder.glob("*.safetensors"))
         for folder in (tmp_path / "average", chosen[0])
