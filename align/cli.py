@@ -267,6 +267,7 @@ def quickstart(
     labels: Annotated[
         int | None, typer.Option(help="How many labels --judge human waits for.")
     ] = None,
+    guard: Annotated[str | None, typer.Option(help="Train policies with it too: replay.")] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report.")] = True,
 ) -> None:
     """The whole loop on a small generated world, from pretraining to a report."""
@@ -277,7 +278,7 @@ def quickstart(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r} is not a list of whole numbers like 0,1,2.") from None
-    page = run_quickstart(output, seeds=numbers, judge=judge, labels=labels)
+    page = run_quickstart(output, seeds=numbers, judge=judge, labels=labels, guard=guard)
     print(page)
     if open_page and sys.stdout.isatty():
         typer.launch(str(page))

@@ -36,7 +36,7 @@ from align.data.rows import plain_text
 from align.run import write_json
 from benchmarks.acquisition_pool import committee, fit, interval
 from benchmarks.paired import machine, versions
-from benchmarks.reward_models import DATA, SETS, arms_of, held_out, start_model
+from benchmarks.preference_sets import DATA, SETS, arms_of, held_out, start_model
 from feedback.acquisition import STRATEGIES, Acquirer, Pool, Strategy
 from feedback.acquisition.design import information
 

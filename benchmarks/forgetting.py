@@ -41,7 +41,7 @@ from align.run import open_run, write_json
 from align.stages import continual
 from benchmarks.overoptimisation import Scale, prepare
 from benchmarks.paired import machine, versions
-from benchmarks.reward_models import DATA
+from benchmarks.preference_sets import DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "configs" / "models" / "llama-1m.json"

@@ -19,7 +19,6 @@ good reward models are.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import tempfile
 import time
@@ -35,128 +34,29 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from align.config.sections import DataSection
-from align.data import load_splits
 from align.data.rows import plain_text, prompt_key
-from align.data.split import position_of
-from align.engine.create import create_model
 from align.errors import DataError
 from align.evaluate.significance import seeds_interval
 from align.run import write_json
 from benchmarks.paired import machine, versions
-from benchmarks.small_runs import reward_model, warm_up, write_rows
-from benchmarks.soft_labels import MODEL, VOCABULARY
-from feedback.aggregate import by_pair
+from benchmarks.preference_sets import (
+    DATA,
+    LONGEST,
+    SETS,
+    Row,
+    arms_of,
+    fitting,
+    held_out,
+    start_model,
+)
+from benchmarks.small_runs import reward_model, write_rows
 from reward.calibrate import Temperature
 from reward.calibration_check import check_calibration
 from reward.metrics import accuracy, calibration_error, fit_length_rule, length_margins, log_loss
 from reward.model import RewardModel
-from reward.preferences import preferences
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-HELD_OUT = 0.25  # of the prompts
-Row = dict[str, Any]
 Json = dict[str, Any]
-
-
-def hh_rows(folder: Path) -> list[Row]:
-    """Prompt, chosen, rejected of hh_harmless."""
-    path = str(folder / "hh_harmless.jsonl.gz")
-    section = DataSection.model_validate(
-        {"train": path, "validation_fraction": 0, "bad_rows": "quarantine"}
-    )
-    return load_splits(section, "preference").train.to_list()
-
-
-def gsm8k_rankings(folder: Path) -> list[Row]:
-    """Four solutions of a question, the right ones on place 1; questions with both kinds."""
-    rows = []
-    with gzip.open(folder / "gsm8k_solutions.jsonl.gz", "rt") as file:
-        for line in file:
-            row = json.loads(line)
-            answers: dict[str, int] = {}
-            for solver in SOLVERS:
-                answers.setdefault(row[solver]["solution"], 1 if row[solver]["is_correct"] else 2)
-            if len(set(answers.values())) == 2:
-                question = row["question"].strip() + "\n"
-                ranks = list(answers.values())
-                rows.append({"prompt": question, "responses": list(answers), "ranks": ranks})
-    return rows
-
-
-def pairs_of(rankings: Sequence[Row]) -> list[Row]:
-    """Every right solution against every wrong one."""
-    return [
-        {"prompt": row["prompt"], "chosen": good, "rejected": bad}
-        for row in rankings
-        for good, place in zip(row["responses"], row["ranks"], strict=True)
-        for bad, other in zip(row["responses"], row["ranks"], strict=True)
-        if place < other
-    ]
-
-
-def pandalm_rows(folder: Path) -> tuple[list[Row], list[Row]]:
-    """Majorities without ties, and soft labels with them."""
-    from benchmarks.soft_labels import load_votes
-
-    votes = load_votes(folder / "pandalm_votes.jsonl.gz")
-    assert by_pair(votes)
-    return preferences(votes).rows, preferences(votes, soft="column", labels="votes").rows
-
-
-def arms_of(name: str, folder: Path) -> dict[str, tuple[list[Row], list[str]]]:
-    """What each arm trains on, and its overrides; the first arm's held-out rows judge all."""
-    four = ["objective.heads=4"]
-    if name == "hh_harmless":
-        rows = hh_rows(folder)
-        return {"trl": (rows, []), "align": (rows, []), "align, 4 heads": (rows, four)}
-    if name == "gsm8k_solutions":
-        rankings = gsm8k_rankings(folder)
-        pairs = pairs_of(rankings)
-        ranked = ["objective.kind=rankings", "objective.loss=pairs-of-answers"]
-        return {
-            "trl": (pairs, []),
-            "align": (pairs, []),
-            "align, rankings": (rankings, ranked),
-            "align, 4 heads": (pairs, four),
-        }
-    hard, soft = pandalm_rows(folder)
-    return {
-        "trl": (hard, []),
-        "align": (hard, []),
-        "align, soft labels": (soft, []),
-        "align, 4 heads": (hard, four),
-    }
-
-
 SETTINGS = ("warm_up", "epochs", "learning_rate")  # what every run must share
-SETS = ("hh_harmless", "gsm8k_solutions", "pandalm_votes")
-
-
-def held_out(row: Row, seed: int) -> bool:
-    """Whether a row's prompt is held out under a seed."""
-    return position_of(prompt_key(row["prompt"]), seed, b"bench") < HELD_OUT
-
-
-def start_model(folder: Path, rows: Sequence[Row], seed: int, steps: int) -> Path:
-    """A base model with a tokenizer of the training texts, after some steps of SFT on them."""
-    answers = [
-        {"prompt": row["prompt"], "completion": row[side]}
-        for row in rows
-        for side in ("chosen", "rejected")
-    ]
-    texts = {plain_text(row[name]) for row in answers for name in ("prompt", "completion")}
-    corpus = write_rows(folder / "texts.jsonl", [{"text": text} for text in sorted(texts)])
-    base = create_model(
-        MODEL,
-        folder / "base",
-        tokenizer_data=[corpus],
-        vocab_size=VOCABULARY,
-        chat_template="chatml",
-        seed=seed,
-    )
-    return warm_up(base, answers, folder, seed, steps)
 
 
 def by_trl(start: Path, rows: Sequence[Row], folder: Path, seed: int, given: Any) -> RewardModel:
@@ -170,7 +70,7 @@ def by_trl(start: Path, rows: Sequence[Row], folder: Path, seed: int, given: Any
         num_train_epochs=given.epochs,
         learning_rate=given.learning_rate,
         per_device_train_batch_size=16,
-        max_length=384,
+        max_length=LONGEST,
         warmup_steps=10,
         seed=seed,
         use_cpu=True,
@@ -194,7 +94,7 @@ def by_align(
         "data.deduplicate=none",
         f"trainer.num_train_epochs={given.epochs}",
         f"trainer.learning_rate={given.learning_rate}",
-        "trainer.max_length=384",
+        f"trainer.max_length={LONGEST}",
         *more,
     ]
     trained = reward_model(start, data, folder, seed, overrides)
@@ -236,6 +136,8 @@ def run_set(name: str, seed: int, given: Any) -> Json:
         folder = Path(place)
         known = [row for row in arms["trl"][0] if not held_out(row, seed)]
         start = start_model(folder, known, seed, given.warm_up)
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        known, judged = fitting(known, tokenizer), fitting(judged, tokenizer)
         lengths = [
             [[len(plain_text(row[side])) for row in part] for side in ("chosen", "rejected")]
             for part in (known, judged)
@@ -243,7 +145,7 @@ def run_set(name: str, seed: int, given: Any) -> Json:
         rule = fit_length_rule(*lengths[0])
         found["length_only"] = accuracy(length_margins(*lengths[1], rule)).value
         for arm, (rows, more) in arms.items():
-            mine = [row for row in rows if not held_out(row, seed)]
+            mine = fitting([row for row in rows if not held_out(row, seed)], tokenizer)
             started = time.perf_counter()
             if arm == "trl":
                 model = by_trl(start, mine, folder / "trl", seed, given)

@@ -39,6 +39,14 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """DPO's kept references: none of the user's, and none left there; commands inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGN_REFERENCE_CACHE", str(tmp_path_factory.mktemp("reference")))
+        yield
+
+
 @pytest.fixture
 def locked() -> Iterator[Path]:
     """A folder that this process cannot write, as root neither: root is nobody until the end."""

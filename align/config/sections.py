@@ -239,6 +239,15 @@ class JudgeSection(Section):
     function: str | None = None  # module:function with the signature of a reward function
 
 
+class RetentionSection(Section):
+    """What the models should still know: held-out rows, read as SFT reads them."""
+
+    data: str
+    columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
+    rows: int = Field(default=500, gt=0)
+    before: str | None = None  # which model came before training; default: the baseline
+
+
 class EvaluateSection(Section):
     """What `align evaluate` measures."""
 
@@ -248,6 +257,7 @@ class EvaluateSection(Section):
     reference: str | None = None  # KL is measured to this model; default: the baseline
     reward_model: str | None = None  # measured on held-out preferences
     preferences: str | None = None  # those preferences
+    retention: RetentionSection | None = None  # what was forgotten: docs/evaluate.md
 
 
 AlarmName = Literal[

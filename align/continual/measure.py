@@ -20,9 +20,10 @@ from torch import nn
 from align.config.continual import MeasureSection, TaskSection
 from align.config.sections import DataSection
 from align.data import Kind, load_splits
-from align.data.tokens import encode_pairs, encode_prompt, encode_text
+from align.data.tokens import encode_pairs, encode_prompt
 from align.errors import DataError
 from align.evaluate.policy import sequence_losses
+from align.evaluate.retention import row_ids
 from align.evaluate.significance import bootstrap_interval
 from align.rollout.transformers import TransformersSampler
 from align.run import write_json
@@ -96,7 +97,7 @@ def score(column: Column, model: nn.Module, tokenizer: Any, start: Sequence[floa
         models are compared with.
     """
     if column.kind == "likelihood":
-        pairs = [_pair(row, tokenizer) for row in column.rows]
+        pairs = [row_ids(row, tokenizer) for row in column.rows]
         losses, counts = sequence_losses(model, pairs)
         found = bootstrap_interval([-x for x in losses], weights=counts)
         return found.as_dict() | {"raw": [-x for x in losses]}
@@ -178,19 +179,11 @@ def _held_out(task: TaskSection | None, kind: Kind) -> list[Row]:
     return [] if chosen is None else list(chosen)
 
 
-def _pair(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
-    if "text" in row:
-        return [], encode_text(row["text"], tokenizer)
-    answer = row["completion"] if "completion" in row else row["chosen"]
-    ((prompt, completion),) = encode_pairs([row["prompt"]], [answer], tokenizer)
-    return prompt, completion
-
-
 def _length(row: Row, tokenizer: Any) -> int:
     if "prompt" in row and not {"completion", "chosen"} & row.keys():
         return len(encode_prompt(row["prompt"], tokenizer))
     if "chosen" not in row:
-        return sum(map(len, _pair(row, tokenizer)))
+        return sum(map(len, row_ids(row, tokenizer)))
     return max(
         sum(map(len, pair))
         for side in ("chosen", "rejected")

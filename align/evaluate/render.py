@@ -20,6 +20,8 @@ MODEL_COLUMNS = [
     ("kl_k1_sequence", "KL k1", ".2f"),
     ("kl_k3_sequence", "KL k3", ".2f"),
     ("perplexity", "ppl", ".2f"),
+    ("retention_nats", "kept loss", ".3f"),
+    ("forgotten_nats", "forgotten", "+.3f"),
 ]
 
 

@@ -30,6 +30,7 @@ from align.ppo.checks import (
     tolerance_of,
 )
 from align.ppo.loader import OnPolicyLoader, PromptStream
+from align.ppo.phases import PhaseClock
 from align.ppo.rewards import RewardScorer, ScoreFn
 from align.types import Experience, Rollout, Sampler, SyncedSampler, Text
 
@@ -92,6 +93,7 @@ class OnPolicyTrainer(transformers.Trainer):
             score.group_size, score.reduce = args.group_size, self._sum_over_ranks
         self.metrics: dict[str, list[float]] = defaultdict(list)
         self.tokens_seen = 0
+        self.clock = PhaseClock()
         self.started = False
         self.checked = not args.self_check
         self.loader = OnPolicyLoader(
@@ -155,11 +157,16 @@ class OnPolicyTrainer(transformers.Trainer):
                 self.metrics[key].append(value)
 
     def _sample(self, prompts: list[Text], columns: dict[str, list[Any]]) -> Rollout:
-        with self.accelerator.autocast():
+        drawing = self.clock.phase("generation", beside=self.args.rollouts_ahead)
+        with drawing, self.accelerator.autocast():
             return self.sampler(prompts, group_size=self.args.group_size, **columns)
 
     def _prepare(self, rollout: Rollout) -> Experience:
         """Score a batch of rollouts and turn it into an experience."""
+        with self.clock.phase("scoring"):
+            return self._scored(rollout)
+
+    def _scored(self, rollout: Rollout) -> Experience:
         if isinstance(self.score, RewardScorer):
             self.score.update, self.score.trainer_state = self.loader.update, self.state
         scores, reward_metrics = self.score(rollout)
@@ -185,7 +192,7 @@ class OnPolicyTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of what was gathered since the last log, over all processes."""
         if "loss" in logs:
-            logs |= self._gathered()
+            logs |= self._gathered() | self.clock.read()
             if self.draws is not None:
                 logs |= self.draws.metrics(self.loader.update)
             logs["num_tokens"] = self.tokens_seen

@@ -25,6 +25,7 @@ from align.evaluate.significance import seeds_interval
 from align.quickstart.judges import JUDGES, Judge, human_judge, human_labels
 from align.quickstart.person import LEAST_LABELS, belongs_to_person, held_out
 from align.quickstart.pretrain import make_base_model
+from align.quickstart.retention import GUARDS, guard_override, write_texts
 from align.quickstart.world import World
 from align.report import build_report
 from align.rollout.transformers import TransformersSampler
@@ -48,6 +49,7 @@ def run_quickstart(
     seeds: Sequence[int] = (0,),
     judge: str = "simulated",
     labels: int | None = None,
+    guard: str | None = None,
 ) -> Path:
     """Run everything and write `summary.json` beside the report; returns the report's path.
 
@@ -56,15 +58,19 @@ def run_quickstart(
         seeds: one whole loop each, world and annotators included.
         judge: who compares answers: simulated, label-studio or human.
         labels: how many a human judge is to give; the default is `judges.ENOUGH`.
+        guard: trains every policy a second time with it (`align.quickstart.retention.GUARDS`).
 
     Raises:
-        ConfigError: no such judge, no seed, a number of labels that cannot be, or a folder with
-            labels or a server of a person.
+        ConfigError: no such judge or guard, no seed, a number of labels that cannot be, or a folder
+            with labels or a server of a person.
     """
     problems = []
     if judge not in JUDGES:
         known = ", ".join(JUDGES)
         problems.append(Problem("--judge", f"{judge!r} is not available.", f"use {known}."))
+    if guard is not None and guard not in GUARDS:
+        what = f"{guard!r} is not available."
+        problems.append(Problem("--guard", what, f"use {', '.join(GUARDS)}."))
     if not seeds:
         problems.append(Problem("--seeds", "is empty.", "give at least one number."))
     if labels is not None and (judge != "human" or not LEAST_LABELS <= labels <= PAIRS):
@@ -90,8 +96,10 @@ def run_quickstart(
     summaries, runs = [], []
     for seed in seeds:
         folder = output / f"seed-{seed}"
-        summaries.append(run_seed(folder, seed, ask))
-        runs += [folder / name for name in ("sft", "reward", "dpo", "ppo", "evaluate")]
+        summaries.append(run_seed(folder, seed, ask, guard))
+        guarded = [f"{name}-{guard}" for name in ("sft", "dpo", "ppo") if guard]
+        stages = ("sft", "reward", "dpo", "ppo", *guarded, "evaluate")
+        runs += [folder / name for name in stages]
     summary = summarise(summaries)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(output / "summary.json", summary)
@@ -108,7 +116,7 @@ def run_quickstart(
     return page
 
 
-def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
+def run_seed(folder: Path, seed: int, judge: Judge, guard: str | None = None) -> dict[str, Any]:
     """One whole loop; returns its summary."""
     seconds: dict[str, float] = {}
     world = World(seed)
@@ -132,24 +140,32 @@ def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
     validation = [c for c in comparisons if held_out(c.prompt)]
     judged = write_jsonl(data / "holdout.jsonl", preference_rows(validation, aggregate=False))
     policy = [f"model.path={sft}"]
+    prompts = write_jsonl(data / "prompts.jsonl", world.prompts(PAIRS))
+    asked = [f"data.train={prompts}", f"reward=[{{path: {folder / 'reward' / 'model'}}}]"]
     with phase("reward", seconds):
         stage("reward", folder, seed, [*policy, f"data.train={url}"])
     with phase("dpo", seconds):
         stage("dpo", folder, seed, [*policy, f"data.train={url}"])
     with phase("ppo", seconds):
-        prompts = write_jsonl(data / "prompts.jsonl", world.prompts(PAIRS))
-        rewards = f"reward=[{{path: {folder / 'reward' / 'model'}}}]"
-        stage("ppo", folder, seed, [*policy, f"data.train={prompts}", rewards])
+        stage("ppo", folder, seed, [*policy, *asked])
+    earlier, known = write_texts(data, world)
+    models = {"sft": sft, "base": base} | {n: folder / n / "model" for n in ("dpo", "ppo")}
+    if guard:
+        with phase(guard, seconds):
+            held = [guard_override(guard, earlier)]
+            start = folder / f"sft-{guard}" / "model"
+            given = [f"model.path={base}", f"data.train={demonstrations}"]
+            stage("sft", folder, seed, [*given, *held], f"sft-{guard}")
+            policy = [f"model.path={start}", *held]
+            stage("dpo", folder, seed, [*policy, f"data.train={url}"], f"dpo-{guard}")
+            stage("ppo", folder, seed, [*policy, *asked], f"ppo-{guard}")
+        models |= {f"{n}-{guard}": folder / f"{n}-{guard}" / "model" for n in ("sft", "dpo", "ppo")}
     with phase("evaluate", seconds):
         test = write_jsonl(data / "test.jsonl", world.prompts(TEST_PROMPTS, "test"))
-        models = {"sft": sft, "base": base} | {n: folder / n / "model" for n in ("dpo", "ppo")}
         listed = ", ".join(f"{name}: {path}" for name, path in models.items())
-        stage(
-            "evaluate",
-            folder,
-            seed,
-            [f"evaluate.models={{{listed}}}", f"data.train={test}"],
-        )
+        retention = f"evaluate.retention={{data: {known}, before: base}}"
+        given = [f"evaluate.models={{{listed}}}", f"data.train={test}", retention]
+        stage("evaluate", folder, seed, given)
     evaluation = json.loads((folder / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
     return {
         "seed": seed,
@@ -166,9 +182,16 @@ def run_seed(folder: Path, seed: int, judge: Judge) -> dict[str, Any]:
     }
 
 
-def stage(name: str, folder: Path, seed: int, overrides: list[str]) -> None:
+def stage(
+    name: str, folder: Path, seed: int, overrides: list[str], run_name: str | None = None
+) -> None:
     """Run one stage with its quickstart configuration, as `align NAME` would."""
-    given = [f"run.dir={folder / name}", f"run.seed={seed}", "run.overwrite=true", *overrides]
+    given = [
+        f"run.dir={folder / (run_name or name)}",
+        f"run.seed={seed}",
+        "run.overwrite=true",
+        *overrides,
+    ]
     config = load_config(STAGES[name], CONFIGS / f"{name}.yaml", given)
     with open_run(config, command=["align", name, *given]) as run:
         importlib.import_module(f"align.stages.{name}").run(config, run)
@@ -211,11 +234,17 @@ def summarise(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     for summary in summaries:
         for entry in summary["win_rates"]:
             rates.setdefault(f"{entry['a']} vs {entry['b']}", []).append(entry["rate"])
+    lost: dict[str, list[float]] = {}
+    for summary in summaries:
+        for name, figures in summary["models"].items():
+            if "forgotten_nats" in figures:
+                lost.setdefault(name, []).append(figures["forgotten_nats"])
     accuracy = [s["reward_model"]["accuracy"] for s in summaries]
     agree = [s["reward_model"]["annotator_consistency"]["rate"] for s in summaries]
     return {
         "seeds": [summary["seed"] for summary in summaries],
         "win_rates": {name: over_seeds(values) for name, values in rates.items()},
+        "forgotten_nats": {name: over_seeds(values) for name, values in lost.items()},
         "reward_model_accuracy": over_seeds(accuracy),
         "annotator_consistency": over_seeds(agree),
         "runs": summaries,
@@ -240,6 +269,13 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
                 f"seed {run['seed']}: {entry['a']} wins {entry['rate']:.3f} {interval} against "
                 f"{entry['b']} by the gold scorer, n = {entry['n']}"
             )
+        for name, figures in run["models"].items():
+            if "forgotten_nats" in figures and name != "base":
+                interval = f"[{figures['forgotten_low']:+.3f}, {figures['forgotten_high']:+.3f}]"
+                yield (
+                    f"seed {run['seed']}: {name} forgot {figures['forgotten_nats']:+.3f} {interval}"
+                    " nats a token of the base model's text"
+                )
         model = run["reward_model"]
         yield (
             f"seed {run['seed']}: the reward model agrees with a held-out judgement "

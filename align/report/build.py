@@ -45,6 +45,7 @@ from align.report.forest import outcome_bar
 from align.report.notices import find_notices
 from align.report.pipeline import draw_pipeline
 from align.report.records import configurations, data_cards, pairs, provenance, without_tables
+from align.report.retention import retention_evidence
 from align.report.reward import reward_evidence
 from align.report.samples import gather_samples
 from align.report.selftrain import selftrain_evidence
@@ -154,6 +155,7 @@ def render(
         "rewards": rewards,
         "actives": active_evidence(ordered),
         "selftrains": selftrain_evidence(ordered),
+        "retentions": retention_evidence(evaluations),
         "continuals": continual_evidence(ordered),
         "feedback": feedback,
         "alarms": gather_alarms(ordered, summary),

@@ -82,6 +82,9 @@ KNOWN: dict[str, Metric] = {
     "value/mean": Metric("Mean value", "What the critic expects."),
     "speed/tokens_per_second": Metric("Trained tokens per second", "Real ones, without padding."),
     "speed/mfu": Metric("Share of the peak", "Arithmetic of real tokens; a lower bound."),
+    "speed/generation_seconds": Metric("Seconds of generation", "Since the last point."),
+    "speed/scoring_seconds": Metric("Seconds of scoring", "Rewards, values, log-probabilities."),
+    "speed/training_seconds": Metric("Seconds of training", "Since the last point."),
     "speed/real_share": Metric("Real share of a batch", "The rest is padding."),
     "speed/computed_share": Metric("Computed share of a batch", "Of its tokens, padding included."),
     "tokens_per_second": Metric("Tokens per second"),
@@ -169,6 +172,8 @@ MODEL_METRICS: dict[str, str] = {
     "distinct_2": "Distinct word pairs",
     "repetition_4": "Repeated 4-word runs",
     "perplexity": "Perplexity",
+    "retention_nats": "Loss on what must be kept (nats per token)",
+    "forgotten_nats": "Forgotten (nats per token)",
 }
 SHARES = {"finished_rate", "distinct_1", "distinct_2", "distinct_3", "repetition_4"} | {
     "duplicate_rate",

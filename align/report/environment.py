@@ -5,6 +5,7 @@ from __future__ import annotations
 import jinja2
 
 from align.report.forest import forest_axis, forest_row, reliability
+from align.report.retention import nats_row
 from align.report.values import figure, percent_interval, probability, shown
 
 
@@ -23,6 +24,7 @@ def page_environment(*packages: str) -> jinja2.Environment:
     environment.filters |= {"shown": shown, "figure": figure, "probability": probability}
     environment.globals |= {
         "forest_row": forest_row,
+        "nats_row": nats_row,
         "forest_axis": forest_axis,
         "reliability": reliability,
         "percent_interval": percent_interval,

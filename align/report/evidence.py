@@ -29,7 +29,12 @@ _KNOWN_KEYS = {
     "warnings",
 }
 # Where a model's figure keeps its interval: score_mean has score_low and score_high beside it.
-_INTERVALS = {"score_mean": "score", "kl_k1_sequence": "kl"}
+_INTERVALS = {
+    "score_mean": "score",
+    "kl_k1_sequence": "kl",
+    "retention_nats": "retention",
+    "forgotten_nats": "forgotten",
+}
 
 
 @dataclass(frozen=True)

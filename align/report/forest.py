@@ -7,7 +7,7 @@ and its dots stay round.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
@@ -27,7 +27,7 @@ def place(value: float, low: float = 0.0, high: float = 1.0) -> str:
 
 def forest_row(
     estimate: Estimate, hue: str, label: str, low: float = 0.0, high: float = 1.0,
-    guide: float | None = 0.5,
+    guide: float | None = 0.5, show: Callable[[float], str] = percent,
 ) -> Markup:  # fmt: skip
     """One estimate with its interval; the seeds' own figures are small dots on the line below.
 
@@ -38,6 +38,7 @@ def forest_row(
         low: value at the left end.
         high: value at the right end.
         guide: where the line of no difference stands, if anywhere.
+        show: a number as text, for the description.
     """
     parts = []
     if estimate.low is not None and estimate.high is not None:
@@ -60,7 +61,7 @@ def forest_row(
         height=ROW,
         class_=f"forest row {hue}",
         role="img",
-        aria_label=f"{label}: {describe_estimate(estimate)}",
+        aria_label=f"{label}: {describe_estimate(estimate, show)}",
     )
 
 
@@ -74,15 +75,15 @@ def forest_axis(low: float = 0.0, high: float = 1.0, steps: int = 4) -> Markup:
     return tag("svg", *labels, width="100%", height=16, class_="forest", aria_hidden="true")
 
 
-def describe_estimate(estimate: Estimate) -> str:
+def describe_estimate(estimate: Estimate, show: Callable[[float], str] = percent) -> str:
     """`78%, 95% interval 71% to 83%`."""
-    parts = [percent(estimate.value)]
+    parts = [show(estimate.value)]
     if estimate.low is not None and estimate.high is not None:
-        parts.append(f"95% interval {percent(estimate.low)} to {percent(estimate.high)}")
+        parts.append(f"95% interval {show(estimate.low)} to {show(estimate.high)}")
     else:
         parts.append("no interval")
     if estimate.dots:
-        parts.append("seeds " + ", ".join(percent(value) for _, value in estimate.dots))
+        parts.append("seeds " + ", ".join(show(value) for _, value in estimate.dots))
     return ", ".join(parts)
 
 

@@ -40,6 +40,7 @@ from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
 from align.stages.preflight import build_trainer, check_start, gather, loading
+from align.stages.reference import precompute_reference, sharded
 from align.stages.sft import sft_source
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
@@ -75,7 +76,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     seed_everything(config.run.seed)
     gather(lambda: check_start(config), lambda: check_order(config))
     args = trainer_args(config, run, eval_strategy="epoch")
-    check_losses(args.loss_type)
+    gather(lambda: check_losses(args.loss_type), lambda: check_reference(args))
     if config.data.labels != "majority":
         refuse_soft_labels(args)
     tokenizer = open_tokenizer(config.model)
@@ -108,6 +109,9 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     adapter = (
         peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
     )
+    before = args.precompute_ref_log_probs and not sharded(args)
+    if before:
+        args.precompute_ref_log_probs = False
     trainer = build_trainer(
         DPOTrainer,
         model=model,
@@ -120,11 +124,13 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         guards=guards,
         order=order,
     )
-    prepared: Any = trainer.eval_dataset or {}
-    trainer.eval_dataset = prepared.get("validation")
     share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
     if not resume:
         check_margin(trainer)
+    if before:
+        precompute_reference(trainer, config)
+    prepared: Any = trainer.eval_dataset or {}
+    trainer.eval_dataset = prepared.get("validation")
     train(trainer, config, run, resume=resume)
     settle_guards(guards, trainer.model, run)
     warn_of_lost_likelihood(run)
@@ -147,6 +153,18 @@ def check_losses(names: list[str]) -> None:
         fix = f"did you mean {near[0]}?" if near else f"use {', '.join(LOSS_TYPES)}."
         what = f"{unknown[0]!r} is no loss type."
         raise ConfigError([Problem("trainer.loss_type", what, fix)])
+
+
+def check_reference(args: Any) -> None:
+    """Refuse a reference that moves and is computed once.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if args.precompute_ref_log_probs and args.sync_ref_model:
+        what = "is computed once, and sync_ref_model moves the reference."
+        fix = "set one of the two to false."
+        raise ConfigError([Problem("trainer.precompute_ref_log_probs", what, fix)])
 
 
 def leave_ties_out(results: dict[str, Any], prepared: Mapping[str, Dataset]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.config.sections import DataSection, EvaluateSection, JudgeSection, RolloutSection
+from align.config.sections import (
+    DataSection,
+    EvaluateSection,
+    JudgeSection,
+    RetentionSection,
+    RolloutSection,
+)
 from align.config.stages import EvaluateStage
 from align.data import load_splits
 from align.engine.models import load_policy
@@ -19,12 +26,14 @@ from align.errors import ConfigError, Problem
 from align.evaluate.evaluate import Evaluation, evaluate_models
 from align.evaluate.judge import as_judge
 from align.evaluate.policy import policy_metrics
+from align.evaluate.retention import Losses, forgotten, retention_losses
 from align.evaluate.reward_model import RewardModelReport, evaluate_reward_model
 from align.rollout.transformers import TransformersSampler
 from align.run import Run, fingerprint
 from align.stages.common import console
 from align.stages.order_checks import refuse_order
 from align.stages.preflight import gather, is_classifier, is_local, model_fault
+from align.stages.sft import read_either
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
 from reward.process import load_reward
@@ -45,6 +54,7 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
     splits = load_splits(config.data, "prompts", quarantine=run.path / "quarantine.jsonl")
     rows = splits.test or splits.validation or splits.train
     rows = rows.select(range(min(settings.prompts, len(rows))))
+    known = None if settings.retention is None else read_retention(settings.retention, run)
     judge, judge_name, judge_identity = open_judge(config.judge)
     if dry_run:
         console.print(f"dry run of evaluate: {len(rows)} prompts, {len(settings.models)} models.")
@@ -53,7 +63,7 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
     for name, path in settings.models.items():
         run.add_parent("model", path, fingerprint=fingerprint(path), name=name)
     baseline = next(iter(settings.models))
-    models = LazyModels(settings.models, config.rollout)
+    models = LazyModels(settings.models, config.rollout, known)
     reference = settings.reference or settings.models[baseline]
     measured = config.rollout.top_p == 1 and config.rollout.top_k == 0
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -69,10 +79,9 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
                 for name, path in settings.models.items()
             },
             measures={
-                name: models.measure(name, reference, settings.samples) for name in settings.models
-            }
-            if measured
-            else None,
+                name: models.measure(name, reference if measured else None, settings.samples)
+                for name in settings.models
+            },
             reward_model=measure_reward_model(settings.reward_model, settings.preferences),
             samples=settings.samples,
             seed=config.run.seed,
@@ -80,7 +89,39 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
             run_dir=run.path,
             progress=_progress(progress),
         )
+    if settings.retention is not None:
+        before = settings.retention.before or baseline
+        evaluation = add_forgotten(evaluation, models.losses, before)
     finish(evaluation, run)
+
+
+def read_retention(section: RetentionSection, run: Run) -> list[dict[str, Any]]:
+    """The rows that models should still know, spread evenly over the data.
+
+    Raises:
+        DataError: the data is not there, or no row can be read.
+    """
+    rows = read_either(section.data, section.columns)
+    run.add_parent("data", section.data, fingerprint=fingerprint(section.data), name="retention")
+    count = min(section.rows, len(rows))
+    return list(rows.select([place * len(rows) // count for place in range(count)]))
+
+
+def add_forgotten(evaluation: Evaluation, losses: Mapping[str, Losses], before: str) -> Evaluation:
+    """The evaluation with what each model forgot since the one before training."""
+    figures = {name: dict(found) for name, found in evaluation.models.items()}
+    warnings = list(evaluation.warnings)
+    for name, found in losses.items():
+        if name == before:
+            continue
+        growth = forgotten(losses[before], found, evaluation.level, evaluation.seed)
+        figures[name] |= growth or {}
+        if growth is None:
+            warnings.append(
+                f"{name} and {before} cut the retention rows into different tokens: what {name} "
+                "forgot cannot be said."
+            )
+    return replace(evaluation, models=figures, warnings=warnings)
 
 
 def check_sampler(rollout: RolloutSection) -> None:
@@ -115,8 +156,14 @@ def finish(evaluation: Evaluation, run: Run) -> None:
 class LazyModels(Mapping[str, Sampler]):
     """Samplers loaded when they are looked up; only the last one stays in memory."""
 
-    def __init__(self, paths: Mapping[str, str], rollout: RolloutSection):
-        self.paths, self.rollout = dict(paths), rollout
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        rollout: RolloutSection,
+        known: Sequence[Mapping[str, Any]] | None = None,
+    ):
+        self.paths, self.rollout, self.known = dict(paths), rollout, known
+        self.losses: dict[str, Losses] = {}  # on `known`, of every model measured
         self.loaded: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None
         self.reference: tuple[str, PreTrainedModel] | None = None
 
@@ -148,15 +195,21 @@ class LazyModels(Mapping[str, Sampler]):
         return self.loaded[1], self.loaded[2]
 
     def measure(
-        self, name: str, reference: str, samples: int
+        self, name: str, reference: str | None, samples: int
     ) -> Callable[[Rollout], dict[str, float]]:
-        """KL to the reference and entropy, on a model's own samples."""
+        """KL to the reference and entropy on a model's own samples; its loss on what is known."""
 
         def metrics(rollout: Rollout) -> dict[str, float]:
-            if self.reference is None:
-                self.reference = (reference, load_policy(reference, with_reference=False)[0])
-            model, _ = self.open(name)
-            return dict(policy_metrics(model, self.reference[1], rollout, group_size=samples))
+            model, tokenizer = self.open(name)
+            found: dict[str, float] = {}
+            if reference is not None:
+                if self.reference is None:
+                    self.reference = (reference, load_policy(reference, with_reference=False)[0])
+                found |= policy_metrics(model, self.reference[1], rollout, group_size=samples)
+            if self.known is not None:
+                self.losses[name] = retention_losses(model, tokenizer, self.known)
+                found |= self.losses[name].metrics()
+            return found
 
         return metrics
 
@@ -193,6 +246,13 @@ def check_models(settings: EvaluateSection, judge: JudgeSection) -> None:
     if (settings.reward_model is None) != (settings.preferences is None):
         what = "reward_model and preferences belong together: the one is measured on the other."
         problems.append(Problem("evaluate", what, "set both, or neither."))
+    kept = settings.retention
+    if kept and kept.before is not None and kept.before not in models:
+        what = f"there is no model {kept.before!r}."
+        fix = f"name one of {', '.join(models) or 'evaluate.models'}."
+        problems.append(Problem("evaluate.retention.before", what, fix))
+    if kept and is_local(kept.data) and not Path(kept.data).exists():
+        problems.append(Problem("evaluate.retention.data", f"{kept.data} does not exist."))
     preferences = settings.preferences
     if preferences and is_local(preferences) and not Path(preferences).exists():
         problems.append(Problem("evaluate.preferences", f"{preferences} does not exist."))

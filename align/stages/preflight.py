@@ -29,6 +29,7 @@ from align.errors import (
 from align.stages.guard_checks import check_guards
 
 VIRTUAL_TOKENS = ("prefix_tuning", "prompt_tuning", "p_tuning")
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # files of which one is there
 TRACKERS = ("wandb", "mlflow", "trackio")
 
 
@@ -111,7 +112,7 @@ def model_fault(path: str) -> tuple[str, str] | None:
             f"holds no model: there is no config.json (it holds {held}).",
             "name a directory that save_pretrained wrote, such as the model/ folder of a run.",
         )
-    return _config_fault(place) or _weights_fault(place, wanted)
+    return _config_fault(place) or _weights_fault(place, wanted) or _tokenizer_fault(place)
 
 
 def _missing(path: str) -> tuple[str, str]:
@@ -158,6 +159,16 @@ def _weights_fault(place: Path, stem: str) -> tuple[str, str] | None:
                 again,
             )
     return None
+
+
+def _tokenizer_fault(place: Path) -> tuple[str, str] | None:
+    """Whether the tokenizer is missing; an adapter may have its base's."""
+    if (place / "adapter_config.json").is_file():
+        return None
+    if any(file for name in TOKENIZERS for file in place.glob(name)):
+        return None
+    fix = f"save it beside the weights: tokenizer.save_pretrained({str(place)!r})."
+    return "holds no tokenizer: tokenizer.json is expected.", fix
 
 
 def is_local(path: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_damaged_models(name, spoilt, stage, cli, copy_model):
     elif spoilt == "tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
-        expected = "cannot load a tokenizer"
+        expected = "holds no tokenizer"
     elif spoilt == "weights":
         weights.unlink()
         expected = "holds no weights"
@@ -121,6 +122,17 @@ def test_damaged_models(name, spoilt, stage, cli, copy_model):
     assert expected in result.text
     assert str(folder) in result.text
     assert "Fix:" in result.text
+
+
+def test_a_reward_model_without_a_tokenizer(stage, cli, reward_model, tmp_path):
+    folder = tmp_path / "reward"
+    shutil.copytree(reward_model, folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    result = cli(*stage("ppo", f"reward=[{{path: {folder}}}]"))
+    assert result.code == 2, result.text
+    assert f"{folder} holds no tokenizer" in result.text
+    assert "save_pretrained" in result.text
 
 
 def test_missing_model_offers_the_nearest(stage, cli, world):

@@ -40,9 +40,12 @@ def finished(tmp_path_factory):
             lambda folder, world, seed: make_base_model(folder, world, seed, steps=20, texts=200),
         )
         patch.setattr(
-            recipe, "stage", lambda name, f, s, given: real(name, f, s, [*given, *SMALL[name]])
+            recipe,
+            "stage",
+            lambda name, f, s, given, *more: real(name, f, s, [*given, *SMALL[name]], *more),
         )
-        page = recipe.run_quickstart(tmp_path_factory.mktemp("quickstart"), seeds=(0, 1))
+        folder = tmp_path_factory.mktemp("quickstart")
+        page = recipe.run_quickstart(folder, seeds=(0, 1), guard="replay")
     return page, json.loads((page.parent / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -62,7 +65,7 @@ def test_every_seed_runs_every_stage(finished):
             assert status["status"] == "completed", stage
     for run in summary["runs"]:
         assert set(run["seconds"]) == {
-            *("pretrain", "sft", "feedback", "reward", "dpo", "ppo", "evaluate")
+            *("pretrain", "sft", "feedback", "reward", "dpo", "ppo", "replay", "evaluate")
         }
 
 
@@ -89,7 +92,7 @@ def test_the_report_shows_the_summary_s_win_rates(finished):
     shown = figures(page, ".rate")
     means = {name: rate["mean"] for name, rate in summary["win_rates"].items()}
     single = [entry["rate"] for run in summary["runs"] for entry in run["win_rates"]]
-    assert len(means) == 3
+    assert len(means) == 6  # base, dpo, ppo, and three that a guard held, each against sft
     assert sorted(shown.values()) == pytest.approx(sorted([*means.values(), *single]))
     embedded = json.loads(
         re.search(
@@ -101,6 +104,30 @@ def test_the_report_shows_the_summary_s_win_rates(finished):
         expected = summary["win_rates"][f"{row['a']} vs {row['b']}"]
         assert (row["rate"], row["low"], row["high"]) == pytest.approx(
             (expected["mean"], expected["low"], expected["high"])
+        )
+
+
+def test_the_report_says_what_was_forgotten_with_the_guard_and_without(finished):
+    page, summary = finished
+    held = {f"{stage}-replay" for stage in ("sft", "dpo", "ppo")}
+    assert summary["forgotten_nats"].keys() == {"sft", "dpo", "ppo"} | held
+    shown = figures(page, ".forgotten_nats")
+    for name, figure in summary["forgotten_nats"].items():
+        assert shown[f"models.{name}.forgotten_nats"] == pytest.approx(figure["mean"])
+        assert shown[f"retention.{name}.forgotten_nats"] == pytest.approx(figure["mean"])
+    for seed in (0, 1):
+        texts = {
+            name: [json.loads(line)["completion"] for line in file.read_text().splitlines()]
+            for name in ("earlier", "retention")
+            if (file := page.parent / f"seed-{seed}" / "data" / f"{name}.jsonl")
+        }
+        assert len(texts["earlier"]) > 400
+        assert len(texts["retention"]) > 200
+        guarded = page.parent / f"seed-{seed}" / "sft-replay"
+        assert "replay" in (guarded / "config.yaml").read_text()
+        models = summary["runs"][seed]["models"]
+        assert models["base"]["retention_nats"] + models["dpo"]["forgotten_nats"] == pytest.approx(
+            models["dpo"]["retention_nats"]
         )
 
 
@@ -118,4 +145,6 @@ def test_an_unknown_judge_and_no_seed_are_refused(tmp_path):
         recipe.run_quickstart(tmp_path, judge="oracle")
     with pytest.raises(ConfigError, match="seeds"):
         recipe.run_quickstart(tmp_path, seeds=())
+    with pytest.raises(ConfigError, match="--guard: 'hope' is not available"):
+        recipe.run_quickstart(tmp_path, guard="hope")
     assert not list(tmp_path.iterdir())
