@@ -88,6 +88,7 @@ CASES = {
     "SFT": {},
     "DPO": {},
     "DPO-precomputed": {"precompute_ref_log_probs": True},
+    "DPO-weighting": {"use_weighting": True},
     "DPO-checkpointing": {"gradient_checkpointing": True},
     "DPO-lora": {
         "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -107,7 +108,7 @@ def test_losses_metrics_and_weights_are_trls(case, tmp_path, tiny_llama, tiny_to
             config.num_labels = 1
             model = LlamaForSequenceClassification(config)
             nn.init.normal_(model.score.weight, std=0.3)
-        apart = case in ("DPO", "DPO-checkpointing")
+        apart = case in ("DPO", "DPO-checkpointing", "DPO-weighting")
         reference = tiny_llama(seed=1) if apart else None
         more = {"gradient_checkpointing": False} | copy.deepcopy(CASES[case])
         checkpointing = more.pop("gradient_checkpointing")
@@ -128,7 +129,10 @@ def test_losses_metrics_and_weights_are_trls(case, tmp_path, tiny_llama, tiny_to
         for key, value in plain.items():
             assert ours[key] == pytest.approx(value, rel=1e-4, abs=2e-5), key
     for key, value in weights[0].items():
-        assert (weights[1][key] - value).abs().max() < 2e-5, key
+        # Weighted losses are small: Adam makes steps of what little their gradients round to.
+        most = 3e-4 if case == "DPO-weighting" else 2e-5
+        assert (weights[1][key] - value).abs().max() < most, key
+        assert (weights[1][key] - value).abs().mean() < 2e-6, key
 
 
 def test_grpo_reads_completions_through_it(tmp_path, tiny_llama, tiny_tokenizer):
