@@ -1,4 +1,4 @@
-"""The preference part of `benchmarks.selftrain`: a linear reward that labels its own pairs."""
+"""The preference part of `benchmarks.selftrain`: a reward model that labels its own pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ NEITHER = ("the", "order", "box", "post", "shop", "week", "page", "number")
 WORTH = dict.fromkeys(GOOD, 0.8) | dict.fromkeys(BAD, -0.8) | dict.fromkeys(PLAIN, 0.0)
 HUMAN, POOL, TEST, MORE = 400, 1500, 1500, 500
 SIDES = ("chosen", "rejected")
-FROZEN = "model.freeze=['^model[.]']"  # the trunk: what is left is linear
 
 
 def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
@@ -64,7 +63,6 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
             f"run.dir={folder / 'loop'}",
             f"run.seed={seed}",
             f"model.path={start}",
-            FROZEN,
             "loop.method=preferences",
             "loop.keep=all",
             f"loop.rounds={given.rounds}",
@@ -105,7 +103,6 @@ def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
             f"run.dir={folder / 'more'}",
             f"run.seed={seed}",
             f"model.path={start}",
-            FROZEN,
             f"data.train={both}",
             "data.validation_fraction=0",
             *common(),
@@ -143,7 +140,7 @@ def common() -> list[str]:
     return [
         "trainer.num_train_epochs=4",
         "trainer.per_device_train_batch_size=16",
-        "trainer.learning_rate=2e-2",
+        "trainer.learning_rate=1e-3",
         "trainer.max_length=96",
         "trainer.save_strategy=no",
         "trainer.logging_steps=50",

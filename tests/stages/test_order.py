@@ -90,6 +90,7 @@ def test_models_are_looked_for(tmp_path):
     assert "does not exist" in problems("sft", missing)["data.curriculum.model"]
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     judge = f"data.curriculum={{difficulty: perplexity, model: {tmp_path}}}"
     assert "is a reward model" in problems("sft", judge)["data.curriculum.model"]
     loss = f"data.curriculum={{difficulty: loss, model: {tmp_path}}}"
