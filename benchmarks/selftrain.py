@@ -8,13 +8,14 @@
   model and takes as many steps as `sft` did, so what differs is the data. `longer` goes on from
   `sft` for as many steps as all rounds took together, on the demonstrations alone. All are measured
   on test questions that nothing else saw.
-- preferences: a reward model whose trunk is frozen, so that it is linear in its features, labels
-  pairs that nobody compared. The gate is expected to promote nothing. Every round's model is
-  measured on test pairs with the simulated people's true utilities, beside a model that got as many
-  more labels of people instead.
+- preferences: a reward model of 400 noisy comparisons labels pairs that nobody compared. Every
+  round's model is measured on test pairs with the simulated people's true utilities, whether or not
+  the gate let it through, beside a model that got 500 more labels of people instead.
+- useless: the same with a pool of answers that nobody can tell apart, so that its labels are noise.
+  The gate is expected to promote nothing, and to end the loop by itself.
 
 Every training lies in a folder of its own under --work, and what is done is not done again: the
-same command goes on after a kill. A seed takes about ten minutes of one core.
+same command goes on after a kill. A seed takes about forty minutes of one core.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from align.rollout.transformers import TransformersSampler
 from align.selftrain.fit import train
 from align.stages import selftrain as selftrain_stage
 from benchmarks.paired import machine, versions
-from benchmarks.selftrain_pairs import run_preferences
+from benchmarks.selftrain_pairs import run_preferences, run_useless
 from benchmarks.selftrain_world import Level, make_world
 from benchmarks.small_runs import PLAIN, finish, write_rows
 from reward.verify.math_answer import MathReward
@@ -65,17 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--work", type=Path, required=True, help="where trainings are kept")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default="policy,preferences")
-    parser.add_argument("--demonstrations", type=int, default=320)
-    parser.add_argument("--questions", type=int, default=1500)
+    parser.add_argument("--parts", default="policy,preferences,useless")
+    parser.add_argument("--demonstrations", type=int, default=160)
+    parser.add_argument("--questions", type=int, default=2500)
     parser.add_argument("--test", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=400, help="of SFT, and of every round")
+    parser.add_argument("--steps", type=int, default=1200, help="of SFT, and of every round")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     parts: dict[str, Callable[[int, Path, argparse.Namespace], Json]] = {
         "policy": run_policy,
         "preferences": run_preferences,
+        "useless": run_useless,
     }
     chosen = given.parts.split(",")
     if unknown := [name for name in chosen if name not in parts]:

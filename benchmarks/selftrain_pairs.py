@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,24 @@ MODEL = ROOT / "configs" / "models" / "llama-1m.json"
 GOOD = ("please", "thanks", "sure", "happy", "clear", "first", "then", "because")
 BAD = ("never", "no", "whatever", "stupid", "wrong", "maybe", "later", "nothing")
 NEITHER = ("the", "order", "box", "post", "shop", "week", "page", "number")
-WORTH = dict.fromkeys(GOOD, 0.8) | dict.fromkeys(BAD, -0.8) | dict.fromkeys(PLAIN, 0.0)
+WORTH = dict.fromkeys(GOOD, 0.8) | dict.fromkeys(BAD, -0.8) | dict.fromkeys(NEITHER, 0.0)
 HUMAN, POOL, TEST, MORE = 400, 1500, 1500, 500
 SIDES = ("chosen", "rejected")
 
 
-def run_preferences(seed: int, folder: Path, given: argparse.Namespace) -> Json:
+def run_useless(seed: int, folder: Path, given: argparse.Namespace) -> Json:
+    """The same with a pool that has nothing to teach: pairs of words that are worth nothing."""
+    return run_preferences(seed, folder, given, useless=True)
+
+
+def run_preferences(
+    seed: int, folder: Path, given: argparse.Namespace, *, useless: bool = False
+) -> Json:
     """The loop of one seed, and a model with more labels of people."""
     draw = random.Random(f"pairs-{seed}")
     human = [labelled(draw, n) for n in range(HUMAN)]
-    pool = [labelled(draw, HUMAN + n) for n in range(POOL)]
+    make = worthless if useless else labelled
+    pool = [make(draw, HUMAN + n) for n in range(POOL)]
     more = [labelled(draw, HUMAN + POOL + n) for n in range(MORE)]
     test = [labelled(draw, HUMAN + POOL + MORE + n, noise=False) for n in range(TEST)]
     write_rows(folder / "human.jsonl", human)
@@ -162,9 +171,15 @@ def labelled(draw: random.Random, number: int, noise: bool = True) -> Json:
     return {"prompt": f"Question {number}?\n", "chosen": better, "rejected": worse}
 
 
-def words(draw: random.Random) -> str:
+def worthless(draw: random.Random, number: int) -> Json:
+    """A pair that nobody can tell apart."""
+    first, second = (words(draw, NEITHER) for _ in range(2))
+    return {"prompt": f"Question {number}?\n", "chosen": first, "rejected": second}
+
+
+def words(draw: random.Random, known: Sequence[str] = tuple(WORTH)) -> str:
     """An answer of six to ten words."""
-    return " ".join(draw.choice([*WORTH]) for _ in range(draw.randint(6, 10)))
+    return " ".join(draw.choice(known) for _ in range(draw.randint(6, 10)))
 
 
 def utility(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Two steps on shared prefixes, on two processes or one. See test_prefix_processes.py."""
+"""Two steps on shared prefixes, on two processes. See test_prefix_processes.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
@@ -21,8 +24,13 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 
 
+def full(weight: torch.Tensor) -> torch.Tensor:
+    """A weight, gathered where it is sharded."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 def main() -> None:
-    way, out = sys.argv[1], Path(sys.argv[2])
+    way, kind, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -33,7 +41,13 @@ def main() -> None:
     if shared:
         sharing, _ = share_prefixes(model.model, "on")
         assert read_labels_only(model)
-    wrapped = DistributedDataParallel(model)
+    if kind == "fsdp2":
+        mesh = init_device_mesh("cpu", (world,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
+    else:
+        wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = torch.randint(4, 90, (4, 30), generator=torch.Generator().manual_seed(1))
     ids[1, :20], ids[3, :25] = ids[0, :20], ids[2, :25]
@@ -50,8 +64,9 @@ def main() -> None:
         optimizer.zero_grad()
     if shared:
         assert (sharing.counts.shared, sharing.counts.passes) == (2, 2)
+    whole = {n: full(p.detach()) for n, p in model.named_parameters()}
     if rank == 0:
-        torch.save({n: p.detach() for n, p in model.named_parameters()}, out)
+        torch.save(whole, out)
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Prefix sharing on two processes (gloo, DDP): the weights of the plain passes."""
+"""Prefix sharing on two processes (gloo: DDP and FSDP2): the weights of the plain passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("prefix_script.py")
 
 
-def weights(way: str, folder: Path) -> dict[str, torch.Tensor]:
+def weights(way: str, kind: str, folder: Path) -> dict[str, torch.Tensor]:
     """Of the first of two processes, after two steps."""
     out, port = folder / f"{way}.pt", free_port()
     processes = []
@@ -25,7 +25,7 @@ def weights(way: str, folder: Path) -> dict[str, torch.Tensor]:
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(SCRIPT), way, str(out)],
+                [sys.executable, str(SCRIPT), way, kind, str(out)],
                 env=os.environ | place | mine | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -38,8 +38,9 @@ def weights(way: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_alike(tmp_path):
-    plain, shared = weights("plain", tmp_path), weights("shared", tmp_path)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_learn_alike(kind, tmp_path):
+    plain, shared = (weights(way, kind, tmp_path) for way in ("plain", "shared"))
     assert plain.keys() == shared.keys()
     for name, value in plain.items():
         # TRL's head sums in float32
