@@ -8,7 +8,8 @@ pair). A small Llama, tokenizer and weights made from the training prompts' text
 start of every arm: TRL's RewardTrainer as its documentation shows it, `align reward` with the same
 batch size, learning rate and epochs, and `align reward` with an objective that TRL lacks (four
 heads, rankings, soft labels). Measured on held-out pairs: accuracy, log-loss and calibration error;
-of the four heads also whether their disagreement finds the pairs that they get wrong (AUROC).
+and whether doubt finds the pairs that a model gets wrong (AUROC): a small margin, and of the four
+heads their spread, and their spread over the margin (how likely its sign is wrong).
 Calibration: a temperature fitted on one half of the held-out prompts, measured on the other.
 
 Differences to TRL are paired by seed. A run that the file of figures holds is not repeated. Leaves
@@ -122,8 +123,12 @@ def measure(model: RewardModel, rows: Sequence[Row], seed: int) -> Json:
         found |= {"ece_before": check.before.ece.value, "ece_after": check.after.ece.value}
         found |= {"ece_of_calibrated": check.after.expected, "temperature": calibration.temperature}
     wrong = margins <= 0
-    if len(each) > 1 and 0 < wrong.sum() < len(wrong):
-        found["disagreement_auroc"] = float(roc_auc_score(wrong, each.std(axis=0)))
+    if 0 < wrong.sum() < len(wrong):
+        doubts = {"margin_auroc": -np.abs(margins)}
+        if len(each) > 1:
+            spread = each.std(axis=0)
+            doubts |= {"disagreement_auroc": spread, "sign_auroc": spread / np.abs(margins)}
+        found |= {name: float(roc_auc_score(wrong, doubt)) for name, doubt in doubts.items()}
     return found
 
 
@@ -145,6 +150,8 @@ def run_set(name: str, seed: int, given: Any) -> Json:
         rule = fit_length_rule(*lengths[0])
         found["length_only"] = accuracy(length_margins(*lengths[1], rule)).value
         for arm, (rows, more) in arms.items():
+            if given.arms and arm not in given.arms:
+                continue
             mine = fitting([row for row in rows if not held_out(row, seed)], tokenizer)
             started = time.perf_counter()
             if arm == "trl":
@@ -172,12 +179,10 @@ def summarise(runs: Sequence[Json]) -> Json:
                 for key in figures
                 if all(key in run["arms"][arm] for run in mine)
             }
-            table[name][arm]["accuracy minus trl"] = over(
-                [run["arms"][arm]["accuracy"] - run["arms"]["trl"]["accuracy"] for run in mine]
-            )
-            table[name][arm]["log_loss minus trl"] = over(
-                [run["arms"][arm]["log_loss"] - run["arms"]["trl"]["log_loss"] for run in mine]
-            )
+            for key in ("accuracy", "log_loss") if "trl" in mine[0]["arms"] else ():
+                table[name][arm][f"{key} minus trl"] = over(
+                    [run["arms"][arm][key] - run["arms"]["trl"][key] for run in mine]
+                )
     return table
 
 
@@ -195,6 +200,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the three sets")
     parser.add_argument("--sets", default=",".join(SETS), help="with commas")
     parser.add_argument("--seeds", default="0,1,2", help="with commas")
+    parser.add_argument("--arms", nargs="*", help="default: all")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of SFT before")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
