@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import StringIO
 
 import pyarrow as pa
@@ -85,6 +86,7 @@ def test_bad_input_is_answered_before_a_model_loads(
 
 def test_a_model_without_statistics_is_refused(model_dir, source, tmp_path, capsys):
     bare = tmp_path / "bare"
+    shutil.copytree(model_dir, bare)  # its tokenizer
     model = LlamaForSequenceClassification.from_pretrained(model_dir)
     del model.config.align_reward
     model.save_pretrained(bare)
