@@ -87,6 +87,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Json:
         f"trainer.per_device_train_batch_size={given.minibatch}",
         "trainer.ppo_epochs=1",
         "trainer.learning_rate=1e-6",
+        f"trainer.use_cpu={str(given.cpu).lower()}",
         f"trainer.bf16={str(not given.cpu).lower()}",
         "trainer.save_strategy=no",
         "tracking.report_to=[none]",
@@ -125,7 +126,7 @@ def figures(logged: Sequence[Json], given: argparse.Namespace, policy: Path) -> 
             }
         )
     found = {name: statistics.median(one[name] for one in each) for name in each[0]}
-    if torch.cuda.is_available():
+    if not given.cpu:
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(policy))
         peak = get_peak_flops(torch.cuda.get_device_name(), "bfloat16")

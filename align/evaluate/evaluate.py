@@ -41,6 +41,7 @@ class Evaluation:
     seed: int
     level: float
     warnings: list[str] = field(default_factory=list)
+    before: str | None = None  # the model that what was forgotten is counted from
 
     def as_dict(self) -> dict[str, Any]:
         """What evaluation.json holds."""
@@ -55,6 +56,7 @@ class Evaluation:
             "seed": self.seed,
             "level": self.level,
             "warnings": self.warnings,
+            "before": self.before,
         }
 
     def save(self, run_dir: Path) -> Path:

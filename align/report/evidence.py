@@ -27,6 +27,7 @@ _KNOWN_KEYS = {
     "seed",
     "level",
     "warnings",
+    "before",
 }
 # Where a model's figure keeps its interval: score_mean has score_low and score_high beside it.
 _INTERVALS = {
@@ -94,6 +95,7 @@ class Evaluation:
     wins: list[WinRow]
     metrics: dict[str, dict[str, Estimate]]  # metric -> model -> figure
     other: list[tuple[str, Json]]  # seed label and what else evaluation.json holds
+    before: str = ""  # the model that what was forgotten is counted from
 
     @property
     def key_rows(self) -> list[WinRow]:
@@ -121,6 +123,7 @@ def evaluate_family(family: Family) -> Evaluation | None:
         wins=_win_rows(found),
         metrics=_model_metrics(found, models),
         other=[(label, rest) for label, evaluation in found if (rest := _rest(evaluation))],
+        before=text(found[0][1].get("before")),
     )
 
 

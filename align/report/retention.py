@@ -38,14 +38,14 @@ def retention_evidence(evaluations: Sequence[Evaluation]) -> list[RetentionEvide
     for evaluation in evaluations:
         losses = evaluation.metrics.get("retention_nats", {})
         growth = evaluation.metrics.get("forgotten_nats", {})
-        start = next((name for name in losses if name not in growth), None)
-        models = sorted(
-            (name for name in evaluation.models if name in losses), key=lambda name: name != start
-        )
-        before = losses.get(start) if start is not None else None
+        start = evaluation.before
+        models = [start, *(name for name in evaluation.models if name != start)]
         rows = [
-            RetentionRow(name, None if name == start else before, losses[name], growth.get(name))
+            RetentionRow(
+                name, None if name == start else losses.get(start), losses[name], growth.get(name)
+            )
             for name in models
+            if name in losses
         ]
         if rows:
             found.append(RetentionEvidence(evaluation.family.label, rows, _axis(growth.values())))

@@ -121,7 +121,7 @@ def add_forgotten(evaluation: Evaluation, losses: Mapping[str, Losses], before: 
                 f"{name} and {before} cut the retention rows into different tokens: what {name} "
                 "forgot cannot be said."
             )
-    return replace(evaluation, models=figures, warnings=warnings)
+    return replace(evaluation, models=figures, warnings=warnings, before=before)
 
 
 def check_sampler(rollout: RolloutSection) -> None:

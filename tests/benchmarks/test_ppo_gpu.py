@@ -10,7 +10,7 @@ from benchmarks.ppo import DATA
 
 
 def test_figures_leave_out_the_first_update_and_count_its_tokens_once():
-    given = argparse.Namespace(updates=3, batch=10)
+    given = argparse.Namespace(updates=3, batch=10, cpu=True)
     logged = []
     for update in range(3):
         slow = 100.0 if update == 0 else 1.0

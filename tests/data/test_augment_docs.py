@@ -24,8 +24,6 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
 def test_examples_run(block, capsys):
-    if "imbalance" in block:
-        pytest.importorskip("imblearn", reason="imbalanced-learn is not installed")
     exec(block, {})  # the page's own code
     assert capsys.readouterr().out.strip()
 

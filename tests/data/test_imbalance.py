@@ -198,10 +198,6 @@ class TestConfig:
 
 
 class TestEmbeddings:
-    @pytest.fixture(autouse=True)
-    def _installed(self):
-        pytest.importorskip("imblearn", reason="imbalanced-learn is not installed")
-
     def cloud(self, few: int = 12, many: int = 60) -> tuple[np.ndarray, np.ndarray]:
         draw = np.random.default_rng(0)
         points = np.concatenate([draw.normal(0, 1, (many, 4)), draw.normal(1.5, 1, (few, 4))])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.data.tokens import check_tokenizer, encode_pair
 from align.engine.create import corpus, create_model, train_tokenizer
@@ -124,6 +124,15 @@ def test_the_shipped_configs_make_models_of_the_size_they_are_named_for(tmp_path
     millions = float(file.stem.split("-")[1].removesuffix("m"))
     assert size / 1e6 == pytest.approx(millions, rel=0.15)
     assert config.max_position_embeddings == 1024
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/models").glob("*b.json")), ids=str)
+def test_the_large_configs_have_the_size_they_are_named_for(file):
+    with torch.device("meta"):
+        config = AutoConfig.for_model(**json.loads(file.read_text()))
+        model = AutoModelForCausalLM.from_config(config)
+    billions = float(file.stem.split("-")[1].removesuffix("b"))
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.15)
 
 
 @pytest.mark.parametrize(

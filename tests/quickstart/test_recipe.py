@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from align.errors import ConfigError
 from align.quickstart import recipe
@@ -123,8 +124,14 @@ def test_the_report_says_what_was_forgotten_with_the_guard_and_without(finished)
         }
         assert len(texts["earlier"]) > 400
         assert len(texts["retention"]) > 200
-        guarded = page.parent / f"seed-{seed}" / "sft-replay"
-        assert "replay" in (guarded / "config.yaml").read_text()
+        for stage in ("sft", "dpo", "ppo"):
+            run = page.parent / f"seed-{seed}" / f"{stage}-replay"
+            (guard,) = yaml.safe_load((run / "config.yaml").read_text())["guards"]
+            assert guard["type"] == "replay"
+            assert guard["data"].endswith("earlier.jsonl")
+            parents = json.loads((run / "run.json").read_text())["parents"]
+            (start,) = [one["path"] for one in parents if one["role"] == "model"][:1]
+            assert start.endswith("base" if stage == "sft" else "sft-replay/model")
         models = summary["runs"][seed]["models"]
         assert models["base"]["retention_nats"] + models["dpo"]["forgotten_nats"] == pytest.approx(
             models["dpo"]["retention_nats"]

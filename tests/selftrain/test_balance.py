@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from align.selftrain.balance import balanced, quotas, shares_of
 
 # The first draw of a process reads constants from every module that is loaded.
-PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 COUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 7), min_size=1)
 

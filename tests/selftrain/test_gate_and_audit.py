@@ -13,7 +13,7 @@ from align.selftrain.audit import audit, drawn_for_audit
 from align.selftrain.gate import Gate, ended, per_prompt
 
 # The first draw of a process reads constants from every module that is loaded.
-PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_a_gain_is_promoted_and_none_is_not():

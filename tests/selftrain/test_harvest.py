@@ -29,7 +29,7 @@ SAMPLES = st.lists(
 )
 
 # The first draw of a process reads constants from every module that is loaded.
-PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @PROPERTY

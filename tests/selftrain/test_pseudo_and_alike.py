@@ -14,7 +14,7 @@ from align.selftrain.pseudo import credit, pseudo_labels
 from reward.calibrate import Temperature, fit_temperature
 
 # The first draw of a process reads constants from every module that is loaded.
-PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_labels_by_hand():

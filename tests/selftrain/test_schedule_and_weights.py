@@ -11,7 +11,7 @@ from align.selftrain.schedule import improve_step, quantile_threshold, tau_at
 from align.selftrain.weights import capped_weights
 
 # The first draw of a process reads constants from every module that is loaded.
-PROPERTY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SHARES = st.floats(0.5, 0.999)
 
