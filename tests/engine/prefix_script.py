@@ -67,6 +67,9 @@ def main() -> None:
     whole = {n: full(p.detach()) for n, p in model.named_parameters()}
     if rank == 0:
         torch.save(whole, out)
+    # DDP's reducer must not be the last to hold the group: torch 2.13 frees it with the GIL held
+    # then, and waits for a thread of gloo's that waits for the GIL.
+    del wrapped, output
     dist.destroy_process_group()
 
 

@@ -32,7 +32,11 @@ def weights(way: str, kind: str, folder: Path) -> dict[str, torch.Tensor]:
                 text=True,
             )
         )
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-4000:]
     return torch.load(out, weights_only=True)
 

@@ -56,7 +56,11 @@ def launch(arguments: list[str], folder: Path, **more: str) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=800)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=800)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-4000:]
 
 
