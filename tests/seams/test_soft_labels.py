@@ -114,6 +114,9 @@ def test_loss_and_gradients_are_the_cross_entropy(case, make):
         "weighted": {"loss_weights": [2.0]},
     }
     trainer = make(stage, lora=variant == "lora", **more.get(variant, {}))
+    trainer.model.double()  # so that a sum's order is not what is compared
+    if getattr(trainer, "ref_model", None) is not None:
+        trainer.ref_model.double()
     batch = first_batch(trainer)
     if variant == "lora":  # an adapter starts as the identity, where every margin is 0
         for name, weight in trainer.model.named_parameters():
@@ -127,9 +130,9 @@ def test_loss_and_gradients_are_the_cross_entropy(case, make):
     margins = own_margins(trainer, batch)
     assert margins.abs().max() > 0.01
     expected = preference_loss(margins, labels).mean() * (2 if variant == "weighted" else 1)
-    assert loss.item() == pytest.approx(expected.item(), rel=2e-6, abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     mine, theirs = gradients(loss, trainer.model), gradients(expected, trainer.model)
-    assert max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True)) < 3e-6
+    assert max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True)) < 1e-6
     hard = -torch.nn.functional.logsigmoid(margins).mean()
     assert abs(hard.item() - expected.item()) > 1e-4  # the labels do matter
 
