@@ -106,8 +106,8 @@ class BufferSection(Section):
     columns: dict[str, str] = Field(default_factory=dict)  # ours: theirs, {"prompt": "question"}
     artefact: str | None = None  # rows written earlier, instead of data
     samples: int = Field(default=256, gt=0)  # rows kept
-    buffer: Literal["reservoir", "ring", "balanced"] = "reservoir"
-    by: str | None = None  # a column of the data: the class of ring and balanced
+    buffer: Literal["reservoir", "ring", "balanced", "herding"] = "reservoir"
+    by: str | None = None  # a column of the data: the class of all but reservoir
     age_decay: float = Field(default=1.0, gt=0, le=1)  # rows of older tasks come less often
     remember: bool = False  # at the end, keep rows of this stage too, for later runs
     batch_size: int = Field(default=8, gt=0)  # rows replayed in an optimizer step

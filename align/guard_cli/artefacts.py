@@ -88,8 +88,11 @@ def buffer(
         Path | None, typer.Option("--model", help="Beside which it is written, for its lineage.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Rows kept.")] = 256,
-    kind: Annotated[str, typer.Option(help="reservoir, ring or balanced.")] = "reservoir",
+    kind: Annotated[
+        str, typer.Option(help="reservoir, ring, balanced, or herding by MODEL's features.")
+    ] = "reservoir",
     by: Annotated[str | None, typer.Option(help="The column of a row's class.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row.")] = None,
     columns: Columns = None,
     seed: Annotated[int, typer.Option(help="Of what is kept.")] = 0,
     out: Out = None,
@@ -99,8 +102,10 @@ def buffer(
     They are kept as text, so any tokenizer can read them.
     """
     problems = []
-    if kind not in ("reservoir", "ring", "balanced"):
-        problems.append(Problem("--kind", f"{kind!r} is not reservoir, ring or balanced."))
+    if kind not in ("reservoir", "ring", "balanced", "herding"):
+        problems.append(Problem("--kind", f"{kind!r} is not reservoir, ring, balanced or herding."))
+    if kind == "herding" and model is None:
+        problems.append(Problem("--kind", "herding needs features of rows.", "give --model."))
     if model is None and out is None:
         problems.append(Problem("buffer", "has no place.", "give --model or --out."))
     check(model, data, problems)
@@ -110,11 +115,17 @@ def buffer(
     from align.engine.guards.artefact import About, save_rows, task_id
     from align.engine.guards.buffers import keep
     from align.run import fingerprint
+    from align.stages.guard_rows import herd
     from align.stages.guard_source import key_of
     from align.stages.sft import read_either
 
     given = [dict(row) for row in read_either(data, columns_of(columns))]
-    kept = keep(given, samples, kind, seed=seed, key=key_of(by))  # type: ignore[arg-type]
+    if kind == "herding":
+        assert model is not None
+        network, source, _ = open_source(model, max_length)
+        kept = herd(given, samples, key_of(by), network, source)
+    else:
+        kept = keep(given, samples, kind, seed=seed, key=key_of(by))  # type: ignore[arg-type]
     of_data = fingerprint(data)
     task = task_id(of_data, "rows")
     details = {"data": data, "data_fingerprint": of_data, "kind": kind}

@@ -63,6 +63,10 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
             "this stage's rows are prompts, and nothing of theirs could be looked at or replayed."
         )
         yield Problem(f"{where}.remember", what, "run `align guard` on the saved model.")
+    if remember and getattr(section, "buffer", "") == "herding" and _split(config.trainer):
+        what = "herding reads whole weights at the end, and here they are split over processes."
+        fix = "run `align guard buffer --kind herding` on the saved model."
+        yield Problem(f"{where}.remember", what, fix)
     if not section.reads_data or data or artefact or remember:
         return
     if not find_artefacts(config.model.path, KINDS.get(section.type, section.type)):
@@ -79,8 +83,7 @@ def _weight_problems(where: str, section: GuardSection, config: TrainingStage) -
     peft, kind = config.peft, section.type
     instead = f"use a guard on outputs ({OUTPUTS})"
     stage = zero_stage(config.trainer)
-    split = stage is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if split and section.whole_gradients:
+    if _split(config.trainer) and section.whole_gradients:
         what = f"{kind} needs whole gradients, and here they are split over processes."
         yield Problem(where, what, "train with DDP, or use replay.")
     if stage is not None and kind in ("isolate", "unfreeze", "ema", "wise_ft"):
@@ -131,6 +134,11 @@ def _weight_problems(where: str, section: GuardSection, config: TrainingStage) -
     if objective.kind == "ratings" and remember:
         what = "the heads of several aspects are put together before the end."
         yield Problem(f"{where}.remember", what, "leave it out.")
+
+
+def _split(trainer: dict[str, Any]) -> bool:
+    """Whether gradients or weights are split over processes."""
+    return zero_stage(trainer) is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def zero_stage(trainer: dict[str, Any]) -> int | None:

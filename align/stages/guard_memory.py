@@ -27,7 +27,8 @@ from align.engine.guards.si import SI
 from align.engine.guards.weights import gathered, trained_weights
 from align.processes import first_process
 from align.run import Run, fingerprint
-from align.stages.guard_source import Row, Source, key_of
+from align.stages.guard_rows import choose_rows
+from align.stages.guard_source import Row, Source
 from align.stages.guards import start_file
 
 
@@ -83,13 +84,8 @@ def finish_guards(
                 save_rows(place, guard.buffer.items, _about("clear", run, ()))
         elif isinstance(section, BufferSection):
             if section.remember and first_process():
-                kept = keep(
-                    [dict(row) for row in rows],
-                    section.samples,
-                    section.buffer,
-                    seed=run.record["seed"],
-                    key=key_of(section.by),
-                )
+                given = [dict(row) for row in rows]
+                kept = choose_rows(section, given, model, source, run.record["seed"])
                 save_rows(place, kept, _about("rows", run, ()))
         elif isinstance(guard, WeightGuard):
             _finish_weights(guard, section, index, trainer, model, source, rows, run, place)

@@ -59,7 +59,8 @@ from align.engine.guards.unfreeze import Unfreeze
 from align.engine.guards.weights import trained_weights
 from align.processes import first_process, process_index
 from align.run import Run, fingerprint
-from align.stages.guard_source import Row, Source, estimate, key_of, needed_logits
+from align.stages.guard_rows import choose_rows
+from align.stages.guard_source import Row, Source, estimate, needed_logits
 
 
 def build_guards(
@@ -181,18 +182,12 @@ class Builder:
 
         Raises:
             CheckpointError: an artefact is damaged.
-            DataError: no row has the column that `by` names.
+            DataError: no row has the column that `by` names, or none fits the model.
         """
-        key = key_of(section.by)
         if section.data is not None:
             self.run.add_parent("data", section.data, fingerprint=fingerprint(section.data))
-            rows = keep(
-                list(self.source.rows(section.data, section.columns)),
-                section.samples,
-                section.buffer,
-                seed=self.run.record["seed"],
-                key=key,
-            )
+            given = list(self.source.rows(section.data, section.columns))
+            rows = choose_rows(section, given, self.model, self.source, self.run.record["seed"])
             return rows, [0] * len(rows)
         places = [Path(section.artefact)] if section.artefact else find_artefacts(self.path, "rows")
         found: list[Row] = []

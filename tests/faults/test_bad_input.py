@@ -274,6 +274,7 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         {"type": "agem", "data": "nope.jsonl"},
         {"type": "clear"},
         {"type": "replay", "strength": 1.0, "data": str(world.sft), "budget": {"data": "no.jsonl"}},
+        {"type": "replay", "strength": 1.0, "remember": True, "buffer": "herding"},
     ]
     result = cli(*stage("sft", f"model.path={unreadable}", "peft.method=lora", guards=guards))
     assert result.code == 2
@@ -286,6 +287,7 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         "guards.2.data: nope.jsonl: no such file",
         "guards.3: clear holds a policy and its critic",
         "guards.4.budget.data: no.jsonl: no such file",
+        "guards.5.remember: herding reads whole weights at the end",
     ):
         assert part in result.text, part
     given = ["guards=[{type: ewcc, strength: 1}, {type: distill, strength: 1, fisher: true}]"]

@@ -127,3 +127,24 @@ def test_align_guard_makes_what_a_run_finds(stage, cli, world, tmp_path):
     result = cli("guard", "fisher", model, "none.jsonl", "--method", "fish", "--draws", "2")
     assert result.code == 2
     assert all(part in result.text for part in ("none.jsonl", "'fish'"))
+
+
+def test_exemplars_are_herded_for_the_next_run(stage, cli, world, tmp_path):
+    """Of the end of one run, and of `align guard buffer`; another model chooses other rows."""
+    guards = [{"type": "replay", "strength": 1.0, "data": str(world.sft), "samples": 3}]
+    guards[0] |= {"buffer": "herding", "remember": True}
+    result = cli(*stage("sft", guards=guards))
+    assert result.code == 0, result.text
+    folder = tmp_path / "run-sft"
+    kept, _ = load_rows(folder / "guards" / "replay-0.safetensors")
+    assert len(kept) == 3
+    result = cli("guard", "buffer", world.sft, "--model", folder / "model", "--samples", "3",
+                 "--kind", "herding", "--out", tmp_path / "rows.safetensors")  # fmt: skip
+    assert result.code == 0, result.text
+    rows, about = load_rows(tmp_path / "rows.safetensors")
+    assert (len(rows), about.details["kind"]) == (3, "herding")
+    lines = [json.loads(line) for line in Path(world.sft).read_text().splitlines()]
+    assert all(row["completion"] in [line["completion"] for line in lines] for row in rows)
+    result = cli("guard", "buffer", world.sft, "--kind", "herding", "--out", tmp_path / "no")
+    assert result.code == 2
+    assert "give --model" in result.text
