@@ -29,6 +29,15 @@ class MeasureSection(Section):
         return self
 
 
+class AdaptersSection(Section):
+    """In an arm's list: a LoRA adapter for each task, from the task `from` on."""
+
+    type: Literal["adapters"]
+    mode: Literal["apart", "progressive"] = "apart"  # on the trunk, or on those of tasks before
+    route: Literal["task", "prompt"] = "task"  # who answers: the task's own, or the prompt's
+    kwargs: dict[str, Any] = Field(default_factory=dict)  # of PEFT's LoraConfig
+
+
 class TaskSection(Section):
     """One task: a stage of training, with all sections of that stage but `run` and `model`."""
 

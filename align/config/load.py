@@ -23,6 +23,7 @@ from align.config.stages import StageConfig, TrainingStage
 from align.errors import ConfigError, Problem
 
 Stage = TypeVar("Stage", bound=StageConfig)
+Model = TypeVar("Model", bound=BaseModel)
 
 # Trainer keys that other sections own, and where to set them instead.
 OWNED_TRAINER_KEYS = {
@@ -85,16 +86,23 @@ def check_mapping(
     stage: type[Stage], raw: Mapping[str, Any], problems: list[Problem]
 ) -> Stage | None:
     """A stage's configuration of what YAML read, or None; `problems` grows."""
-    config: Stage | None = None
-    try:
-        config = stage.model_validate(raw)
-    except ValidationError as error:
-        problems += [_explain(stage, item) for item in error.errors()]
+    config = check_section(stage, raw, problems)
     trainer = raw.get("trainer") or {}
     trainer_class = stage.trainer_of(raw)
     if trainer_class and isinstance(trainer, dict):
         problems += check_trainer_args(_import(trainer_class), trainer)
     return config
+
+
+def check_section(
+    section: type[Model], raw: Mapping[str, Any], problems: list[Problem]
+) -> Model | None:
+    """Any section of what YAML read, or None; `problems` grows."""
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        problems += [_explain(section, item) for item in error.errors()]
+        return None
 
 
 def check_trainer_args(trainer_class: type, values: Mapping[str, Any]) -> list[Problem]:
@@ -220,12 +228,12 @@ def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem])
         node[last] = value
 
 
-def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
+def _explain(section: type[BaseModel], item: Mapping[str, Any]) -> Problem:
     """One pydantic error in our words."""
     location = list(item["loc"])
     where = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        owner = _model_at(stage, location[:-1])
+        owner = _model_at(section, location[:-1])
         keys = owner.model_fields if owner else {}
         kind = (
             f"section `{'.'.join(map(str, location[:-1]))}`" if location[:-1] else "the top level"
@@ -244,10 +252,11 @@ def _explain(stage: type[StageConfig], item: Mapping[str, Any]) -> Problem:
         return Problem(
             where,
             f"{item['input']!r} does not fit: a section with `key: value` lines is expected.",
-            _first_keys(_model_at(stage, location)),
+            _first_keys(_model_at(section, location)),
         )
     if item["type"] == "value_error":  # our own validators
-        return Problem(where or stage.stage, str(item["ctx"]["error"]))
+        name = getattr(section, "stage", section.__name__)
+        return Problem(where or name, str(item["ctx"]["error"]))
     message = item["msg"][0].lower() + item["msg"][1:]
     return Problem(where, f"{item['input']!r} does not fit: {message}.")
 

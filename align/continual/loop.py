@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from align.continual.measure import Column, measure_model
+from align.continual.measure import Column, measure_models
 from align.continual.plan import Step, arm_folder
-from align.run import open_run
+from align.continual.routing import Routes
+from align.run import open_run, write_json
 from align.stages.reward_repeats import done_already
 
 Json = dict[str, Any]
@@ -33,6 +33,7 @@ def run_steps(
     columns: Sequence[Column],
     tokenizer: Any,
     load: Load,
+    routes: Routes,
     *,
     keep: str,
     told: Callable[[Rows], object],
@@ -46,6 +47,7 @@ def run_steps(
         columns: what is measured.
         tokenizer: of the model.
         load: gives the model at a path, on its device.
+        routes: which task's adapter answers a prompt, where an arm asks for that.
         keep: "last" deletes a task's weights once the next one is measured, "all" nothing.
         told: after each measure, with all that is known.
         say: one line for a person.
@@ -54,8 +56,10 @@ def run_steps(
         AlignError: of a training.
         Interrupted: by a signal; the training's checkpoint is there.
     """
-    first = partial(load, steps[0].config.model.path)
-    start = measure_model(first, columns, tokenizer, None, folder / "start.json")
+    first, tasks = steps[0].config.model.path, {step.task.name for step in steps}
+    start = measure_models(
+        load, columns, tokenizer, None, folder / "start.json", lambda one: [first] * len(one.rows)
+    )
     found: Rows = {}
     sequences = groupby(steps, key=lambda step: (step.arm, step.seed))
     for (arm, seed), sequence in sequences:
@@ -66,8 +70,10 @@ def run_steps(
             if not file.is_file():
                 say(f"{arm}, seed {seed}: {step.task.name} ({step.task.stage})")
                 _train(step)
-            trained = partial(load, str(step.folder / "model"))
-            rows.append(measure_model(trained, columns, tokenizer, start, file))
+            who = answering(step, tasks, routes)
+            rows.append(measure_models(load, columns, tokenizer, start, file, who))
+            if step.columns.adapters is not None:
+                write_adapters(step, file.parent, routes)
             say(f"{arm}, seed {seed}, after {step.task.name}: {in_words(columns, rows[-1])}")
             told(found)
             if before is not None and keep == "last":
@@ -76,20 +82,57 @@ def run_steps(
     return found
 
 
+def answering(
+    step: Step, tasks: Collection[str], routes: Routes
+) -> Callable[[Column], Sequence[str]]:
+    """The model that answers each row of a column after a step."""
+    learnt = step.columns.learnt
+
+    def of(column: Column) -> Sequence[str]:
+        if step.columns.routed:
+            return [learnt[name] for name in routes.route(column, list(learnt))]
+        return [step.columns.answers(column.name, column.name in tasks)] * len(column.rows)
+
+    return of
+
+
+def write_adapters(step: Step, folder: Path, routes: Routes) -> None:
+    """`adapters.json` of an arm and seed: whose weights answer what; the router's means."""
+    columns = step.columns
+    assert columns.adapters is not None
+    section = columns.adapters.section
+    write_json(
+        folder / "adapters.json",
+        {
+            "mode": section.mode,
+            "route": section.route,
+            "trunk": columns.trunk,
+            "tasks": dict(columns.learnt),
+        },
+    )
+    if columns.routed and routes.means:
+        routes.save(folder / "router.safetensors", list(columns.learnt))
+
+
 def in_words(columns: Iterable[Column], scores: Json) -> str:
     """One line of scores."""
     return "  ".join(f"{one.name} {scores[one.name]['value']:.3f}" for one in columns)
 
 
 def forget(step: Step, steps: Sequence[Step], folder: Path) -> None:
-    """Delete a task's weights, unless another arm has yet to start from them."""
+    """Delete a task's weights, unless a training has yet to start from them, or they answer yet."""
+    model, last = str(step.folder / "model"), max(other.number for other in steps)
     users = [
         other
         for other in steps
-        if other.config.model.path == str(step.folder / "model")
-        and not (
-            arm_folder(folder, other.arm, other.seed) / f"after-{other.number:02d}.json"
-        ).is_file()
+        if other.number > step.number
+        and model in {other.config.model.path, *other.columns.models()}
+        and (
+            (other.number == last and model in other.columns.models())
+            or not (
+                arm_folder(folder, other.arm, other.seed) / f"after-{other.number:02d}.json"
+            ).is_file()
+        )
     ]
     if not users:
         shutil.rmtree(step.folder / "model", ignore_errors=True)

@@ -83,78 +83,98 @@ def open_column(
     return Column(name, section.kind, tuple(rows[: section.rows]), reward, section.max_new_tokens)
 
 
-def score(column: Column, model: nn.Module, tokenizer: Any, start: Sequence[float] | None) -> Json:
-    """A model's score on a column.
+def raw_scores(
+    column: Column, rows: Sequence[Row], model: nn.Module, tokenizer: Any
+) -> tuple[list[float], list[int]]:
+    """A model's figure for each of a column's rows, and the row's weight."""
+    if column.kind == "likelihood":
+        losses, counts = sequence_losses(model, [row_ids(row, tokenizer) for row in rows])
+        return [-x for x in losses], counts
+    if column.kind == "reward":
+        return _rewarded(column, rows, model, tokenizer), [1] * len(rows)
+    margins = []
+    for side in ("chosen", "rejected"):
+        pairs = encode_pairs(
+            [row["prompt"] for row in rows], [row[side] for row in rows], tokenizer
+        )
+        margins.append([-x for x in sequence_losses(model, pairs)[0]])
+    return [good - bad for good, bad in zip(*margins, strict=True)], [1] * len(rows)
+
+
+def summary(
+    column: Column, raw: Sequence[float], weights: Sequence[int], start: Sequence[float] | None
+) -> Json:
+    """The score of a column.
 
     Args:
-        column: what to measure.
-        model: the policy.
-        tokenizer: its tokenizer.
+        column: what was measured.
+        raw: of each row, by `raw_scores`.
+        weights: of each row.
         start: `raw` of the model before all tasks; None where this is that model.
 
     Returns:
         `value`, `low`, `high` (95%, bootstrap over rows), `n`, and `raw`: for each row what later
         models are compared with.
     """
-    if column.kind == "likelihood":
-        pairs = [row_ids(row, tokenizer) for row in column.rows]
-        losses, counts = sequence_losses(model, pairs)
-        found = bootstrap_interval([-x for x in losses], weights=counts)
-        return found.as_dict() | {"raw": [-x for x in losses]}
-    if column.kind == "reward":
-        return _rewarded(column, model, tokenizer)
-    margins = []
-    for side in ("chosen", "rejected"):
-        pairs = encode_pairs(
-            [row["prompt"] for row in column.rows], [row[side] for row in column.rows], tokenizer
-        )
-        margins.append([-x for x in sequence_losses(model, pairs)[0]])
-    raw = [good - bad for good, bad in zip(*margins, strict=True)]
-    gained = (
-        [now - then for now, then in zip(raw, start, strict=True)] if start else [0.0] * len(raw)
-    )
+    kept = {"raw": list(raw)}
+    if column.kind != "preference":
+        return bootstrap_interval(raw, weights=weights).as_dict() | kept
+    then = raw if start is None else start
+    gained = [now - before for now, before in zip(raw, then, strict=True)]
     right = [1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gained]
-    return bootstrap_interval(right).as_dict() | {"raw": raw}
+    return bootstrap_interval(right).as_dict() | kept
 
 
-def measure_model(
-    load: Callable[[], nn.Module],
+def measure_models(
+    load: Callable[[str], nn.Module],
     columns: Sequence[Column],
     tokenizer: Any,
     start: Json | None,
     file: Path,
+    answers: Callable[[Column], Sequence[str]],
 ) -> Json:
     """Scores on all columns, kept in a file: it is read where it is there.
 
     Args:
-        load: gives the model, on its device.
+        load: gives the model at a path, on its device.
         columns: what to measure.
-        tokenizer: of the model.
+        tokenizer: of the models.
         start: the same of the model before all tasks; None where this is that model.
         file: where the scores are kept.
+        answers: the model that answers each row of a column, by its path.
     """
     if file.is_file():
         kept: Json = json.loads(file.read_text(encoding="utf-8"))
         return kept
-    model = load()
+    who = [list(answers(one)) for one in columns]
+    raw = [[0.0] * len(one.rows) for one in columns]
+    weights = [[0] * len(one.rows) for one in columns]
+    for path in dict.fromkeys(path for paths in who for path in paths):
+        model = load(path)
+        for number, one in enumerate(columns):
+            places = [place for place, other in enumerate(who[number]) if other == path]
+            if not places:
+                continue
+            scores = raw_scores(one, [one.rows[place] for place in places], model, tokenizer)
+            for place, value, weight in zip(places, *scores, strict=True):
+                raw[number][place], weights[number][place] = value, weight
     found = {
-        one.name: score(one, model, tokenizer, None if start is None else start[one.name]["raw"])
-        for one in columns
+        one.name: summary(one, mine, weighed, None if start is None else start[one.name]["raw"])
+        for one, mine, weighed in zip(columns, raw, weights, strict=True)
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
     return found
 
 
-def _rewarded(column: Column, model: nn.Module, tokenizer: Any) -> Json:
-    """The mean reward of one answer to each prompt."""
+def _rewarded(column: Column, rows: Sequence[Row], model: nn.Module, tokenizer: Any) -> list[float]:
+    """The reward of one answer to each prompt."""
     assert column.reward is not None
     sampler = TransformersSampler(model, tokenizer, column.max_new_tokens, seed=0)
-    names = [name for name in column.rows[0] if name != "prompt"]
-    columns: Json = {name: [row[name] for row in column.rows] for name in names}
-    rollout = sampler([row["prompt"] for row in column.rows], **columns)
-    raw = call_reward(column.reward, rollout.prompts, rollout.completions, **rollout.columns)
-    return bootstrap_interval(raw).as_dict() | {"raw": raw}
+    names = [name for name in rows[0] if name != "prompt"]
+    columns: Json = {name: [row[name] for row in rows] for name in names}
+    rollout = sampler([row["prompt"] for row in rows], **columns)
+    return call_reward(column.reward, rollout.prompts, rollout.completions, **rollout.columns)
 
 
 def _reward(spec: str) -> RewardFn:

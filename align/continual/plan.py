@@ -3,14 +3,14 @@
 An arm is a list of guards, added to those of every task's own settings. Of a guard, `data: earlier`
 stands for the training rows of all earlier tasks (`align.continual.earlier`): one guard for each of
 them with the strength given, and none for the first task, which has nothing to protect; `from: 2`
-has any other guard begin with the second task. Arms that ask the same of the first task share its
-training.
+has any other guard begin with the second task. `type: adapters` gives tasks adapters of their own
+(`align.continual.adapters`). Arms that ask the same of the first task share its training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from align.config.continual import TaskSection
 from align.config.load import check_mapping
 from align.config.stages import STAGES, ContinualStage, TrainingStage
+from align.continual.adapters import FROM, Columns, adapters_of, adapters_problems
 from align.continual.earlier import ROWS, earlier_file
 from align.errors import ConfigError, Problem
 from align.stages.preflight import check_start, gather
 
-EARLIER, FROM = "earlier", "from"
+EARLIER = "earlier"
 OWNED = ("run", "model")  # sections that the loop sets
 
 
@@ -36,6 +37,7 @@ class Step:
     task: TaskSection
     folder: Path  # the run directory
     config: TrainingStage
+    columns: Columns = field(default_factory=Columns)  # who answers what, once this is done
 
 
 def plan(config: ContinualStage, folder: Path) -> list[Step]:
@@ -52,19 +54,20 @@ def plan(config: ContinualStage, folder: Path) -> list[Step]:
     steps: list[Step] = []
     for arm, guards in config.arms.items():
         for seed in config.seeds:
-            before: str | Path = config.model.path
+            columns = Columns(config.model.path, adapters_of(guards))
             for number, task in enumerate(config.tasks, 1):
-                shared = number == 1 and not guards_for(guards, config.tasks, 1, folder)
+                plain = not guards_for(guards, config.tasks, 1, folder) and not columns.on(1)
+                shared = number == 1 and plain
                 place = step_folder(folder, "" if shared else arm, seed, number, task.name)
                 found: list[Problem] = []
-                raw = _raw(config, task, number, guards, folder, place, seed, before)
+                raw = _raw(config, task, number, guards, folder, place, seed, columns)
+                columns = columns.after(number, task.name, str(place / "model"))
                 read = check_mapping(STAGES[task.stage], raw, found)
                 where = f"tasks.{number - 1}.settings"
                 own = len(task.settings.get("guards") or [])
                 problems += [_moved(one, where, arm, own) for one in found]
                 if isinstance(read, TrainingStage):
-                    steps.append(Step(arm, seed, number, task, place, read))
-                before = place / "model"
+                    steps.append(Step(arm, seed, number, task, place, read, columns))
     if problems:
         raise ConfigError(_once(problems))
     return steps
@@ -100,6 +103,8 @@ def guards_for(
     """An arm's guards for a task, `data: earlier` and `from` made plain."""
     found: list[dict[str, Any]] = []
     for given in guards:
+        if given.get("type") == "adapters":
+            continue
         guard = {key: value for key, value in given.items() if key != FROM}
         first = given.get(FROM, 1)
         if isinstance(first, int) and number < first:
@@ -120,15 +125,16 @@ def _raw(
     folder: Path,
     place: Path,
     seed: int,
-    before: str | Path,
+    columns: Columns,
 ) -> dict[str, Any]:
-    model = config.model.model_dump() | {"path": str(before)}
+    model = config.model.model_dump() | {"path": columns.start(number)}
     if number > 1:
         model |= {"revision": None, "tokenizer": None, "chat_template": None}  # the model's own
     more = guards_for(guards, config.tasks, number, folder)
     own = [*(task.settings.get("guards") or []), *more]
     return {
         **task.settings,
+        **columns.peft(number),
         "run": {"dir": str(place), "seed": seed},
         "model": model,
         "guards": own,
@@ -153,6 +159,7 @@ def _names(config: ContinualStage) -> Iterator[Problem]:
                 yield Problem(f"tasks.{place}.settings.{section}", what, fix)
     if not config.arms:
         yield Problem("arms", "there is none.", "for example {naive: []}.")
+    yield from adapters_problems(config.arms, config.tasks)
     for arm, guards in config.arms.items():
         for place, guard in enumerate(guards):
             first = guard.get(FROM, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from align.continual.earlier import write_earlier
 from align.continual.loop import Load, Rows, run_steps
 from align.continual.measure import Column, open_column
 from align.continual.plan import EARLIER, Step, check_steps, plan
+from align.continual.routing import Routes
 from align.continual.story import tell_story
 from align.engine.models import load_causal_lm
 from align.run import Run, fingerprint, write_json
@@ -59,7 +61,11 @@ def train_all(config: ContinualStage, run: Run) -> tuple[Rows, list[Column]]:
         return story
 
     load, keep = _loader(config.model), config.keep
-    found = run_steps(steps, run.path, columns, tokenizer, load, keep=keep, told=told, say=_say)
+    longest = context_of(config.model.path)
+    routes = Routes(partial(load, config.model.path), config.tasks, tokenizer, longest)
+    found = run_steps(
+        steps, run.path, columns, tokenizer, load, routes, keep=keep, told=told, say=_say
+    )
     story = told(found)
     arms = {arm: one["figures"] for arm, one in story["arms"].items()}
     run.finish(front=story["front"], arms=arms)

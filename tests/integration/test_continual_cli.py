@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from align.continual import loop
 
@@ -104,7 +105,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(config, cli, tmp_path, mon
     arms = {"replay": [{"type": "replay", "strength": 1.0, "data": "earlier"}]}
     given = {"arms": arms, "seeds": [0]}
     assert cli(*config("whole", **given)).code == 0
-    real, seen = loop.measure_model, []
+    real, seen = loop.measure_models, []
 
     def killed(*arguments: Any) -> Any:
         seen.append(arguments)
@@ -114,7 +115,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(config, cli, tmp_path, mon
 
     arguments = config("cut", **given)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "measure_model", killed)
+        patch.setattr(loop, "measure_models", killed)
         assert cli(*arguments).code != 0
     trained = tmp_path / "cut/shared/seed-0/01-preferences/run.json"
     before = trained.stat().st_mtime_ns
@@ -147,6 +148,68 @@ def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, wo
     assert "reward is missing" in result.text
 
 
+def test_a_task_answers_with_its_own_adapter(config, cli, tmp_path):
+    """Apart: nothing is lost; progressive: the same, on the adapters before; others: the trunk."""
+    kwargs = {"r": 4, "target_modules": "all-linear"}
+    apart = {"type": "adapters", "kwargs": kwargs}
+    arms = {
+        "naive": [],
+        "apart": [apart],
+        "progressive": [apart | {"mode": "progressive"}],
+        "late": [apart | {"from": 2}],
+    }
+    result = cli(*config(arms=arms, seeds=[0]))
+    assert result.code == 0, result.text
+    run = tmp_path / "run"
+    story = story_of(run)
+    matrix = {arm: story["arms"][arm]["matrix"] for arm in arms}
+    start = matrix["naive"][0]
+    for arm in ("apart", "progressive"):
+        assert matrix[arm][1][0] == pytest.approx(matrix["apart"][1][0])  # the first is the same
+        assert matrix[arm][2][0] == matrix[arm][1][0] != start[0]  # kept to the bit
+        assert matrix[arm][2][1] != start[1]
+        assert matrix[arm][2][2] == start[2]
+        assert story["arms"][arm]["figures"]["forgetting"]["value"] == 0
+    assert matrix["apart"][1][1] == start[1]  # what is to come: the trunk
+    assert matrix["progressive"][1][1] != start[1]  # the newest
+    assert matrix["progressive"][2][1] != matrix["apart"][2][1]
+    assert matrix["late"][1] == matrix["naive"][1]
+    assert matrix["late"][2][0] == matrix["late"][1][0]
+    assert matrix["late"][2][2] == matrix["late"][1][2]  # the trunk is the first task's model
+    page = tmp_path / "report.html"
+    result = cli("report", run, "-o", page)
+    assert result.code == 0, result.text
+    assert "adapters" in page.read_text()
+    kept = json.loads((run / "arms/progressive/seed-0/adapters.json").read_text())
+    assert list(kept["tasks"]) == ["preferences", "answers"]
+    for path in (*kept["tasks"].values(), kept["trunk"]):
+        assert (Path(path) / "config.json").is_file() or (
+            Path(path) / "adapter_config.json"
+        ).is_file()
+
+
+def test_prompts_find_their_adapter(config, cli, tmp_path):
+    texts, tasks = {"digits": "12 34 56 {}?", "letters": "Who lives in the north {}?"}, []
+    for name, text in texts.items():
+        file = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": text.format(n), "completion": f" {n}"} for n in range(40)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"train": str(file), "validation_fraction": 0.0, "test_fraction": 0.3}
+        trainer = {**QUICK, "learning_rate": 1e-2}
+        settings = {"data": data, "trainer": trainer, "tracking": {"report_to": ["none"]}}
+        tasks.append({"name": name, "settings": settings})
+    arm = [{"type": "adapters", "route": "prompt", "kwargs": {"target_modules": "all-linear"}}]
+    result = cli(*config(tasks=tasks, arms={"routed": arm}, seeds=[0]))
+    assert result.code == 0, result.text
+    place = tmp_path / "run/arms/routed/seed-0"
+    after = [json.loads((place / f"after-0{n}.json").read_text()) for n in (1, 2)]
+    start = json.loads((tmp_path / "run/start.json").read_text())
+    digits, letters = ([one[name]["raw"] for one in (start, *after)] for name in texts)
+    assert digits[0] != digits[1] == digits[2]  # its own adapter goes on answering
+    assert letters[0] != letters[1] != letters[2]  # the only adapter, then its own
+    assert set(load_file(place / "router.safetensors")) == set(texts)
+
+
 def test_every_fault_at_once_and_by_name(config, cli, world):
     task = {
         "name": "answers",
@@ -157,12 +220,13 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
             "trainer": {"learning_rat": 1.0},
         },
     }
-    other = {"name": "more", "stage": "dpo", "settings": {"dat": {}}}
+    other = {"name": "more", "stage": "dpo", "settings": {"dat": {}, "peft": {"method": "lora"}}}
+    adapters = {"type": "adapters", "mod": "apart", "from": 3}
     result = cli(
         *config(
             tasks=[task, task, other],
             others=[{"name": "tax"}],
-            arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}]},
+            arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}], "c": [adapters] * 2},
             seeds=[1, 1],
         )
     )
@@ -175,6 +239,9 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         "others.0.data",
         "'a/b' is no name of a folder",
         "arms.a/b.0.from: 0 is no number of a task",
+        "arms.c.0.mod: unknown key in the top level. Fix: did you mean `mode`?",
+        "arms.c.1: there are adapters already",
+        "tasks.2.settings.peft: c trains an adapter of its own here",
         "seeds: one of them is there twice",
         "ewcc",
     ):
