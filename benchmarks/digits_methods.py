@@ -152,6 +152,8 @@ class ICarl(EachTask):
         """By the nearest mean."""
         kept = together([e for rows in self.exemplars.values() for e in rows], torch.device("cpu"))
         use = task.allowed[kept["y"]]
+        if not use.any():  # none of its classes was ever seen
+            return torch.full((len(task.x_test),), -1)
         table = features(model, kept["x"][use])
         return nearest_mean(features(model, task.x_test), table, kept["y"][use])
 
