@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -33,35 +32,48 @@ def train(
     out: Path,
     rows: int,
     kinds: tuple[str, ...] = ("ewc", "si"),
-    deepspeed: dict[str, Any] | None = None,
+    zero: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Three steps of SFT with EWC and SI through the trainer."""
+    """Three steps of SFT with EWC and SI through the trainer; two micro-batches each under ZeRO."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     start = {n: p.detach() - 0.05 for n, p in model.named_parameters()}
-    both = {"ewc": EWC(3.0, fisher_of(model), start), "si": SI(1.0)}
+    both = {"ewc": EWC(3.0, fisher_of(model), start), "si": SI(1.0, fisher_of(model), start)}
     guards = [both[kind] for kind in kinds]
     args = SFTConfig(
-        output_dir=str(out), report_to=[], use_cpu=deepspeed is None, bf16=False, disable_tqdm=True,
+        output_dir=str(out), report_to=[], bf16=False, disable_tqdm=True,
+        use_cpu=not zero, ddp_backend="gloo" if zero else None,  # cpu: accelerate takes plain DDP
         save_strategy="no", optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
-        per_device_train_batch_size=rows, max_steps=3, max_length=64, seed=3, logging_steps=1,
-        gradient_checkpointing=False, max_grad_norm=0.0, deepspeed=deepspeed,
+        per_device_train_batch_size=rows // 2 if zero else rows, max_length=64, max_steps=3,
+        gradient_accumulation_steps=2 if zero else 1, seed=3, logging_steps=1,
+        gradient_checkpointing=False, max_grad_norm=0.0,
     )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [{"text": f"Where is order {n * n}, and is it late?"} for n in range(24)]
     trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(texts),
-        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        processing_class=tokenizer,
         guards=guards,
     )
+    ids = [tokenizer(row["text"], return_tensors="pt").input_ids for row in texts[:2]]
+    examples = [{"input_ids": each, "labels": each} for each in ids]
     trainer.train()
-    found = {n: p.detach() for n, p in trained_parameters(trainer).items()}
+    assert not zero or trainer.deepspeed.zero_optimization_stage() == 2
+    found = {n: p.detach().clone() for n, p in trained_parameters(trainer).items()}
     for guard in guards:
         if isinstance(guard, SI):
             found |= {f"si/{n}": v for n, v in guard.path.items()}
         else:
             found["ewc"] = torch.tensor(trainer.state.log_history[0]["guard/ewc"])
+        guard.finish(trainer.model, examples, example_loss)
+        found |= {f"{guard.name} after/{n}": v for n, v in guard.importance.items()}
     return found
+
+
+def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    loss: torch.Tensor = model(**batch).loss
+    return loss * (batch["labels"].numel() - 1)
 
 
 def trained_parameters(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
@@ -110,6 +122,7 @@ def engine(out: Path) -> None:
     """The loop's network under DeepSpeed, where the penalty is in the loss."""
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__ = {}  # gloo's collectives: its own compile for minutes
     deepspeed.init_distributed("gloo")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -124,8 +137,8 @@ def engine(out: Path) -> None:
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         config={
             "train_micro_batch_size_per_gpu": 16,
-            "zero_optimization": {"stage": int(sys.argv[4])},
-            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": 2},
+            "gradient_clipping": 0.0,  # else 1
             "zero_allow_untested_optimizer": True,
         },
     )
@@ -148,15 +161,8 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     if len(sys.argv) > 4:
         engine(out / f"zero-{rank}.pt")
-        config = {
-            "train_micro_batch_size_per_gpu": "auto",
-            "zero_optimization": {"stage": int(sys.argv[4])},
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_allow_untested_optimizer": True,
-        }
         for kind in ("ewc", "si"):
-            found = train(model_dir, out / kind, rows, (kind,), config)
-            torch.save(found, out / f"{kind}-{rank}.pt")
+            torch.save(train(model_dir, out / kind, rows, (kind,), True), out / f"{kind}-{rank}.pt")
         return
     torch.save(train(model_dir, out, rows), out / f"sft-{rank}.pt")
     torch.save(loop(shard=torch.distributed.is_initialized()), out / f"loop-{rank}.pt")
