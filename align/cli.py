@@ -148,6 +148,18 @@ def dpo(
 
 
 @app.command()
+def kto(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    profile: Profile = False,
+) -> None:
+    """Train a policy on single answers marked good or bad."""
+    run_stage("kto", config, overrides or [], resume=resume, dry_run=dry_run, profile=profile)
+
+
+@app.command()
 def ppo(
     config: Config,
     overrides: Overrides = None,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from align.config.base import Section
 
-TaskStage = Literal["sft", "dpo", "ppo", "online_dpo", "grpo", "rloo"]
+TaskStage = Literal["sft", "dpo", "kto", "ppo", "online_dpo", "grpo", "rloo"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a folder
 
 

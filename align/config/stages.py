@@ -100,6 +100,13 @@ class DPOStage(TrainingStage):
     trainer_class: ClassVar[str | None] = "trl:DPOConfig"
 
 
+class KTOStage(TrainingStage):
+    """`align kto`."""
+
+    stage: ClassVar[str] = "kto"
+    trainer_class: ClassVar[str | None] = "trl:KTOConfig"
+
+
 class OnPolicyStage(TrainingStage):
     """What every stage of ours reads that trains on the policy's own samples."""
 
@@ -232,7 +239,7 @@ class EvaluateStage(StageConfig):
 
 
 ALL: tuple[type[StageConfig], ...] = (
-    *(SFTStage, RewardStage, DPOStage, PPOStage, OnlineDPOStage),
+    *(SFTStage, RewardStage, DPOStage, KTOStage, PPOStage, OnlineDPOStage),
     *(GRPOStage, RLOOStage, ActiveStage, SelftrainStage, ContinualStage, EvaluateStage),
 )
 STAGES: dict[str, type[StageConfig]] = {cls.stage: cls for cls in ALL}

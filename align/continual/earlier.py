@@ -14,7 +14,8 @@ from align.config.continual import TaskSection
 from align.config.sections import DataSection
 from align.data import Kind, load_splits
 
-ROWS: dict[str, Kind] = {"sft": "sft", "dpo": "preference"}  # by stage; others read prompts alone
+# By stage; of marked answers the good ones. Others read prompts alone.
+ROWS: dict[str, Kind] = {"sft": "sft", "dpo": "preference", "kto": "sft"}
 
 
 def earlier_file(folder: Path, task: str) -> Path:

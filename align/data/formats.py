@@ -4,7 +4,8 @@
 |-------------------|---------------------------------------------------|--------------------------|
 | preference        | chosen, rejected; prompt, or a shared beginning   | sft, preference, prompts |
 | hh                | chosen, rejected as raw Human/Assistant dialogues | sft, preference, prompts |
-| unpaired          | prompt, completion, label                         | sft (if true), prompts   |
+| unpaired          | prompt, completion, label                         | unpaired, sft (if true), |
+|                   |                                                   | prompts                  |
 | prompt-completion | prompt, completion                                | sft, prompts             |
 | messages          | messages (or conversations with from/value)       | sft, prompts             |
 | text              | text                                              | sft                      |
@@ -39,7 +40,7 @@ from reward.preferences import SOFT_LABEL, TIE
 SERVES: dict[str, tuple[Kind, ...]] = {
     "preference": ("sft", "preference", "prompts", "ranking"),
     "hh": ("sft", "preference", "prompts", "ranking"),
-    "unpaired": ("sft", "prompts"),
+    "unpaired": ("unpaired", "sft", "prompts"),
     "prompt-completion": ("sft", "prompts"),
     "messages": ("sft", "prompts"),
     "text": ("sft",),
@@ -96,6 +97,7 @@ def check_serves(format: str, kind: Kind, where: str) -> None:
     need = {
         "sft": "an answer to learn from",
         "preference": "a chosen and a rejected answer",
+        "unpaired": "an answer marked good or bad",
         "prompts": "a prompt apart from its answer",
         "ranking": "answers and their order",
         "rating": "an answer with its scores",
@@ -128,6 +130,9 @@ def convert(
             found[SOFT_LABEL] = max(found[SOFT_LABEL], 1 - found[SOFT_LABEL])
         return _to_preference(example) | found
     assert example.prompt is not None
+    if kind == "unpaired":
+        answer = _answer(example.prompt, example.answers["completion"])
+        return {"prompt": example.prompt, "completion": answer, "label": example.label}
     if kind in ("ranking", "rating", "steps"):
         found = _weights(renamed, ["weight", SOFT_LABEL])
         label = found.pop(SOFT_LABEL, 1.0)

@@ -122,13 +122,13 @@ def _load_hub(path: str, split: str) -> Dataset:
 
 
 def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
-    """What people said in a feedback store: rankings, rated answers, or one row per pair."""
+    """What people said in a feedback store: rankings, ratings, thumbs, or one row per pair."""
     from sqlalchemy.engine import make_url
 
-    from feedback.schema import Ranking, Rating
+    from feedback.schema import Ranking, Rating, Thumb
     from feedback.store import FeedbackStore
     from reward.preferences import Preferences, preferences
-    from reward.training_rows import ranking_rows, regression_rows
+    from reward.training_rows import ranking_rows, regression_rows, unpaired_rows
 
     address = make_url(url)
     database = address.database
@@ -142,6 +142,9 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
         elif kind == "rating":
             rated = [j for j in store.judgements() if isinstance(j, Rating)]
             found, format = Preferences(regression_rows(rated)), kind
+        elif kind == "unpaired":
+            thumbs = [j for j in store.judgements() if isinstance(j, Thumb)]
+            found, format = Preferences(unpaired_rows(thumbs)), kind
         elif labels == "majority":
             found = preferences(store.settled())  # adjudications in the place of the votes
         else:

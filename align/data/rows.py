@@ -9,7 +9,7 @@ from feedback.dialogue import RowProblem
 from feedback.schema import Text
 
 Kind: TypeAlias = Literal[  # what a stage asks for
-    "sft", "preference", "prompts", "ranking", "rating", "steps"
+    "sft", "preference", "unpaired", "prompts", "ranking", "rating", "steps"
 ]
 Values: TypeAlias = dict[str, Any]  # one JSON object: whatever columns a file has
 

@@ -29,6 +29,10 @@ class DPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, SoftDPOMixin, 
     """Direct preference optimisation, on hard or soft labels."""
 
 
+class KTOTrainer(SpeedMixin, FiniteMixin, GuardMixin, trl.KTOTrainer):
+    """Kahneman-Tversky optimisation, on single answers marked good or bad."""
+
+
 class GRPOTrainer(
     SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.GRPOTrainer, AlignNames
 ):

@@ -116,6 +116,14 @@ MAIN: dict[str, tuple[str, ...]] = {
         "logps/rejected",
         "grad_norm",
     ),
+    "kto": (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "kl",
+        "grad_norm",
+    ),
     "ppo": (
         "reward/mean",
         "reward/kl_shaped",

@@ -30,7 +30,8 @@ def dry_report(config: TrainingStage, run: Run, args: Any) -> None:
     from align.stages.common import console
 
     grouped = isinstance(config, GRPOStage | RLOOStage)  # steps like SFT's, beside a reference
-    alike = "sft" if grouped else {"online_dpo": "dpo"}.get(config.stage, config.stage)
+    two_sided = config.stage in ("online_dpo", "kto")  # as many sequences as pairs have
+    alike = "sft" if grouped else "dpo" if two_sided else config.stage
     stage = cast(Literal["sft", "reward", "dpo", "ppo"], alike)
     # Counted on a language model, whose size a classifier's hardly differs from.
     peft = config.peft

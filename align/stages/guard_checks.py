@@ -58,7 +58,7 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
         fix = "name a file that `align guard` or an earlier run's guards/ wrote."
         yield Problem(f"{where}.artefact", f"{artefact}: no such file.", fix)
     remember = getattr(section, "remember", False)
-    if remember and config.stage not in ("sft", "reward", "dpo"):
+    if remember and config.stage not in ("sft", "reward", "dpo", "kto"):
         what = (
             "this stage's rows are prompts, and nothing of theirs could be looked at or replayed."
         )

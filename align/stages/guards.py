@@ -50,6 +50,7 @@ from align.engine.guards.buffers import keep
 from align.engine.guards.clear import Clear
 from align.engine.guards.distill import Distill
 from align.engine.guards.ewc import EWC
+from align.engine.guards.idle import Idle
 from align.engine.guards.isolate import Isolate
 from align.engine.guards.l2sp import L1SP, L2SP
 from align.engine.guards.mas import MAS
@@ -160,8 +161,10 @@ class Builder:
             seed=self.run.record["seed"],
         )
 
-    def _replay(self, section: ReplaySection | AGEMSection) -> Replay:
+    def _replay(self, section: ReplaySection | AGEMSection) -> Guard:
         rows, ages = self.stored_rows(section)
+        if not rows and section.remember and section.data is None:
+            return Idle(section.type)  # the first run of a sequence
         size = section.batch_size
         if section.ratio is not None:
             size = max(1, math.ceil(section.ratio * self.source.step_rows))

@@ -217,12 +217,12 @@ def check_peft(section: PeftSection | None, stage: str) -> None:
                 "use lora.",
             )
         )
-    if virtual and stage == "dpo":
+    if virtual and stage in ("dpo", "kto"):
         problems.append(
             Problem(
                 "peft.method",
-                f"{section.method} changes the policy before the first step, so that DPO's margin "
-                "would not start at 0.",
+                f"{section.method} changes the policy before the first step, so that "
+                f"{stage.upper()}'s margin would not start at 0.",
                 "use lora, which starts as the identity.",
             )
         )

@@ -85,6 +85,10 @@ class World:
         return self.folder / "prefs.jsonl"
 
     @property
+    def thumbs(self) -> Path:
+        return self.folder / "thumbs.jsonl"
+
+    @property
     def sft(self) -> Path:
         return self.folder / "sft.jsonl"
 
@@ -109,6 +113,7 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
                 "chat": {"messages": [*turn, {"role": "assistant", "content": good}]},
                 "prefs": {"prompt": prompt, "chosen": good, "rejected": f"No {thing} here."},
                 "prompts": {"prompt": prompt, "place": place},
+                "thumbs": {"prompt": prompt, "completion": good, "label": len(made) % 2 == 0},
             }
             made.append(row[kind])
     return made
@@ -124,7 +129,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     from align.engine.create import create_model
 
     folder = tmp_path_factory.mktemp("world")
-    for kind in ("sft", "chat", "prefs", "prompts"):
+    for kind in ("sft", "chat", "prefs", "prompts", "thumbs"):
         write_jsonl(folder / f"{kind}.jsonl", rows_of(kind))
     create_model(
         LLAMA,
@@ -201,6 +206,7 @@ def stage(world: World, tmp_path: Path) -> Callable[..., list[str]]:
 
     def arguments(name: str, *overrides: object, **sections: Any) -> list[str]:
         data = {"sft": world.sft, "reward": world.prefs, "dpo": world.prefs, "ppo": world.prompts}
+        data["kto"] = world.thumbs
         config: dict[str, Any] = {
             "run": {"dir": str(tmp_path / f"run-{name}"), "seed": 3},
             "model": {"path": str(world.model)},

@@ -148,3 +148,17 @@ def test_exemplars_are_herded_for_the_next_run(stage, cli, world, tmp_path):
     result = cli("guard", "buffer", world.sft, "--kind", "herding", "--out", tmp_path / "no")
     assert result.code == 2
     assert "give --model" in result.text
+
+
+def test_a_first_run_keeps_rows_for_the_second(stage, cli, tmp_path):
+    """`remember` with nothing to replay yet: the same configuration serves every run."""
+    guards = [{"type": "replay", "strength": 1.0, "remember": True, "samples": 6}]
+    result = cli(*stage("sft", guards=guards))
+    assert result.code == 0, result.text
+    first = tmp_path / "run-sft"
+    assert set(logged(first, "guard/replay")) <= {0.0}
+    assert len(load_rows(first / "guards" / "replay-0.safetensors")[0]) == 6
+    second = ["dpo", f"model.path={first / 'model'}"]
+    result = cli(*stage(*second, guards=guards))
+    assert result.code == 0, result.text
+    assert logged(tmp_path / "run-dpo", "guard/replay")[0] > 0

@@ -10,10 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
-from trl import DPOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from align.engine.guards.ewc import EWC
-from align.engine.trainers import DPOTrainer, RewardTrainer, SFTTrainer
+from align.engine.trainers import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 STEPS = 3
 
@@ -68,6 +68,10 @@ def train(tmp_path, tiny_llama, tiny_tokenizer, preference_rows) -> Callable[...
             trainer: Any = SFTTrainer(args=SFTConfig(**settings), **common)
         elif stage == "reward":
             trainer = RewardTrainer(args=RewardConfig(**settings), **common)
+        elif stage == "kto":  # whose KL term reads a batch as a whole; this loss has none
+            settings |= {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
+            args = KTOConfig(**settings)
+            trainer = KTOTrainer(args=args, ref_model=copy.deepcopy(model), **common)
         else:
             reference = copy.deepcopy(model)
             trainer = DPOTrainer(args=DPOConfig(**settings), ref_model=reference, **common)
@@ -82,7 +86,7 @@ def greatest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((first[n] - second[n]).abs().max()) for n in first)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
 @pytest.mark.parametrize("strength", [0.0, 3.0])
 def test_one_batch_of_8_equals_eight_of_1(train, stage, strength):
     whole = train(stage, 8, 1, strength)
@@ -95,7 +99,7 @@ def test_one_batch_of_8_equals_eight_of_1(train, stage, strength):
         assert penalties[-1] > 0.0
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
 def test_the_guard_changes_the_result_and_a_strong_one_holds(train, stage):
     """Mutation: without the penalty, or with it applied a fraction, these would not differ."""
     free = train(stage, 4, 2)

@@ -1,4 +1,4 @@
-"""N steps = k steps, a signal, and N - k more: bit for bit, for all four stages."""
+"""N steps = k steps, a signal, and N - k more: bit for bit, for every stage."""
 
 import importlib
 import json
@@ -31,6 +31,7 @@ EXTRA = {
     "sft": ["guards=[{type: ewc, strength: 10.0, samples: 4, data: DATA}]"],
     "reward": ["normalisation.prompts=4", "normalisation.max_new_tokens=8"],
     "dpo": [],
+    "kto": [],
     "ppo": [
         "trainer.total_episodes=24",
         "trainer.rollout_batch_size=8",
@@ -53,7 +54,7 @@ EXTRA["online_dpo"] = [
     "rollout.max_new_tokens=8",
 ]
 ON_POLICY = ("ppo", "online_dpo")
-KIND = {"sft": "sft", "reward": "preference", "dpo": "preference"} | dict.fromkeys(
+KIND = {"sft": "sft", **dict.fromkeys(("reward", "dpo", "kto"), "preference")} | dict.fromkeys(
     ON_POLICY, "prompts"
 )
 
@@ -92,7 +93,8 @@ def same(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("stage", "stop"), [("sft", 3), ("reward", 6), ("dpo", 3), ("ppo", 6), ("online_dpo", 11)]
+    ("stage", "stop"),
+    [("sft", 3), ("reward", 6), ("dpo", 3), ("kto", 5), ("ppo", 6), ("online_dpo", 11)],
 )
 def test_a_stopped_and_resumed_run_is_the_same_run(launch, signal_at, stage, stop):
     straight = launch(stage, "straight")

@@ -24,7 +24,7 @@ COMMON = [
     "data.validation_fraction=0.1",
     "tracking.report_to=[none]",
 ]
-KIND = {"sft": "sft", "dpo": "preference", "reward": "preference"}
+KIND = {"sft": "sft", "dpo": "preference", "kto": "preference", "reward": "preference"}
 EXTRA = {"reward": ["normalisation.prompts=4", "normalisation.max_new_tokens=8"]}
 
 

@@ -24,6 +24,7 @@ Effect = Literal["same", "noisy", "lossy", "turned"]
 FIELDS: dict[Kind, tuple[str, ...]] = {  # that rows of a kind have
     "sft": ("prompt", "completion", "text", "all"),
     "preference": ("prompt", "chosen", "rejected", "answers", "all"),
+    "unpaired": ("prompt", "all"),
     "prompts": ("prompt", "all"),
     "ranking": ("prompt", "answers", "all"),
     "rating": ("prompt", "completion", "all"),
