@@ -52,8 +52,8 @@ Json = dict[str, Any]
 STRENGTHS: dict[str, Sequence[float]] = {
     "replay": (0.1, 0.3, 1.0, 3.0),
     "distill": (0.1, 0.3, 1.0, 3.0),
-    "ewc": (1e1, 1e2, 1e3, 1e4),
-    "mas": (1e-1, 1e0, 1e1, 1e2),
+    "ewc": (1e-2, 1e-1, 1e0, 1e1),
+    "mas": (1e-5, 1e-4, 1e-3, 1e-2),
     "l2sp": (1e-3, 1e-2, 1e-1, 1e0),
     "wise_ft": (0.8, 0.6, 0.4, 0.2),  # share of the training that is kept
     "isolate": (0.2, 0.4, 0.6, 0.8),  # share of the weights that is frozen
