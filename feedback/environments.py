@@ -1,4 +1,4 @@
-"""Virtual environments in the user's cache, for programs that cannot live beside us.
+"""Virtual environments in the user's cache, for programs that cannot live beside us, and packages.
 
 Each is made once, whole or not at all; two processes that ask at once wait for one another. Leaves
 out what is installed: the callers say (Label Studio, vLLM's CPU build, a benchmark's peer).
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+STAMP = "installed"  # a file that says what is, once all of it is
+
 
 class InstallError(Exception):
     """A step of an installation failed; its text holds the step and what it printed last."""
@@ -28,7 +30,7 @@ def cached_folder(name: str) -> Path:
 def cached_python(name: str, content: str) -> Path | None:
     """The Python of an environment whose installation was completed with that content."""
     folder = cached_folder(name)
-    python, stamp = folder / "bin" / "python", folder / "installed"
+    python, stamp = folder / "bin" / "python", folder / STAMP
     if not python.is_file() or not stamp.is_file():
         return None
     return python if stamp.read_text(encoding="utf-8") == content else None
@@ -52,31 +54,55 @@ def ensure_environment(
         InstallError: a step failed; nothing half-made stays behind.
     """
     folder = cached_folder(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(folder.name + ".lock")):
-        python = cached_python(name, content)
-        if python is not None:
-            return python
-        say(f"installing {name} into {folder} (once; several minutes)")
-        shutil.rmtree(folder, ignore_errors=True)
-        python = folder / "bin" / "python"
-        commands = [[sys.executable, "-m", "venv", str(folder)]]
-        commands += [[str(python), *step] for step in steps]
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                shutil.rmtree(folder, ignore_errors=True)
-                said = done.stderr.strip()[-600:]
-                raise InstallError(f"`{' '.join(command[1:])[:120]}` said: {said}")
-        (folder / "installed").write_text(content, encoding="utf-8")
-        return python
+    python = folder / "bin" / "python"
+    commands = [[sys.executable, "-m", "venv", str(folder)]]
+    commands += [[str(python), *step] for step in steps]
+    with _alone(folder):
+        if cached_python(name, content) is None:
+            say(f"installing {name} into {folder} (once; several minutes)")
+            _make(folder, content, commands)
+    return python
+
+
+def ensure_packages(name: str, requirements: Sequence[str]) -> Path:
+    """Put packages for this Python into a folder, for the PYTHONPATH of what needs them.
+
+    So that they are not seen by everything else, as they would be once installed.
+
+    Args:
+        name: of the folder in the cache.
+        requirements: for pip; what they need themselves has to be named, or be here already.
+
+    Raises:
+        InstallError: pip failed; nothing half-made stays behind.
+    """
+    folder = cached_folder(name)
+    content = "\n".join([sys.version, *requirements])
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    with _alone(folder):
+        stamp = folder / STAMP
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != content:
+            _make(folder, content, [[*pip, "--no-deps", "--target", str(folder), *requirements]])
+    return folder
+
+
+def _make(folder: Path, content: str, commands: Sequence[Sequence[str]]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            said = done.stderr.strip()[-600:]
+            raise InstallError(f"`{' '.join(command[1:])[:120]}` said: {said}")
+    (folder / STAMP).write_text(content, encoding="utf-8")
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends."""
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock beside a folder; the system lets go of it when the process ends."""
     import fcntl  # not on Windows, where none of these programs runs
 
-    with file.open("a") as stream:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 
 import pytest
 
-from feedback.environments import InstallError, cached_python, ensure_environment
+from feedback.environments import (
+    InstallError,
+    cached_python,
+    ensure_environment,
+    ensure_packages,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +50,22 @@ def test_nothing_half_made_stays(cache):
     assert told == [f"installing tool into {cache / 'tool'} (once; several minutes)"]
     assert not (cache / "tool").exists()
     assert cached_python("tool", "1") is None
+
+
+def test_packages_lie_in_a_folder_of_their_own(cache, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tiny_thing.py").write_text("VALUE = 1\n")
+    (source / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='tiny-thing', py_modules=['tiny_thing'])\n"
+    )
+    options = ["--no-build-isolation", str(source)]
+    folder = ensure_packages("things", options)
+    assert (folder / "tiny_thing.py").read_text() == "VALUE = 1\n"
+    assert importlib.util.find_spec("tiny_thing") is None
+    (source / "tiny_thing.py").write_text("VALUE = 2\n")
+    assert ensure_packages("things", options) == folder
+    assert (folder / "tiny_thing.py").read_text() == "VALUE = 1\n"  # made once
+    with pytest.raises(InstallError):
+        ensure_packages("things", ["--no-index", "there-is-no-such-thing"])
+    assert not folder.exists()

@@ -151,8 +151,9 @@ class GuardMixin:
         @wraps(step)
         def guarded_step(*args: Any, **kwargs: Any) -> Any:
             if self._synchronises():
+                scale = float(getattr(engine.optimizer, "loss_scale", 1.0))  # float16's
                 for guard in in_turn(self.guards):
-                    guard.before_step(engine)
+                    guard.before_step(engine, scale)
             return step(*args, **kwargs)
 
         engine.step = guarded_step

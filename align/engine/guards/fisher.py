@@ -9,14 +9,14 @@ The square of a batch's mean gradient is something else, and far smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from align.engine.guards.base import Batch, LossFn
-from align.engine.guards.weights import Plain, Product, trained_weights
+from align.engine.guards.weights import Plain, Product, trained_weights, zero_splits
 from align.errors import ModelError
 
 IGNORED = -100  # a label that trains nothing
@@ -102,10 +102,10 @@ def mean_of_gradients(
     with evaluating(model):
         for example in examples:
             model.zero_grad(set_to_none=True)
-            scalar_fn(model, example).backward()
-            for name, parameter in plain.items():
-                if parameter.grad is not None:
-                    found[name] += transform(parameter.grad.detach().float())
+            gradients = _gradients(scalar_fn(model, example), list(plain.values()))
+            for name, gradient in zip(plain, gradients, strict=True):
+                if gradient is not None:
+                    found[name] += transform(gradient.detach().float())
             count += 1
         model.zero_grad(set_to_none=True)
     if not count:
@@ -113,6 +113,14 @@ def mean_of_gradients(
     if not all(bool(torch.isfinite(value).all()) for value in found.values()):
         raise ModelError(f"{what} is not finite: an example's loss or gradient overflowed.")
     return {name: value.div_(count) for name, value in found.items()}
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Sequence[Tensor | None]:
+    if any(zero_splits(p) for p in parameters):
+        # DeepSpeed's hooks would hand what is accumulated to its reduction, and take it away.
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+    loss.backward()
+    return [p.grad for p in parameters]
 
 
 @contextmanager

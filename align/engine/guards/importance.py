@@ -31,6 +31,7 @@ from align.engine.guards.weights import (
     like_shards,
     refuse_others,
     trained_weights,
+    zero_splits,
 )
 from align.errors import ConfigError, ModelError, Problem
 
@@ -131,10 +132,14 @@ class WeightGuard:
         Args:
             model: its gradients are the task's, complete and not yet clipped.
             scale: what gradients are multiplied by (float16's loss scale).
+
+        Raises:
+            ModelError: ZeRO has the gradients.
         """
         if not self.in_place or self.proximal:
             return
         weights, held = self._held(model)
+        self._refuse_zero(weights, "a gradient added in place", "leave in_place out")
         names = [n for n in held if isinstance(w := weights[n], Plain) and w.gradient() is not None]
         gradients = [weights[n].gradient() for n in names]  # type: ignore[union-attr]
         now = [weights[n].now().detach() for n in names]
@@ -159,13 +164,14 @@ class WeightGuard:
 
         Raises:
             ModelError: it needs the optimizer's learning rates, and there is no optimizer; or the
-                weights are LoRA's products, which have no such step.
+                weights are LoRA's products, which have no such step; or ZeRO has them.
         """
         if not self.proximal:
             return
         if optimizer is None:
             raise ModelError(f"{self.name}: after_step needs the optimizer for a proximal step.")
         weights, held = self._held(model)
+        self._refuse_zero(weights, "a proximal step", "leave proximal out")
         rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
         moved: list[tuple[str, Tensor, float]] = []
         for name in held:
@@ -263,6 +269,15 @@ class WeightGuard:
         weights = trained_weights(model)
         self._place(weights)
         return weights, [n for n in self._acting() if n in weights]
+
+    def _refuse_zero(self, weights: Mapping[str, Weight], what: str, fix: str) -> None:
+        """DeepSpeed steps on copies of its own: what is done to the model is lost, silently."""
+        for weight in weights.values():
+            if zero_splits(weight.parameter if isinstance(weight, Plain) else weight.a):
+                raise ModelError(
+                    f"{self.name}: {what} does not reach the copies that DeepSpeed trains. "
+                    f"Fix: {fix}, and add the penalty to the loss."
+                )
 
     def _acting(self) -> Iterable[str]:
         return self.anchor if self.uniform else self.importance

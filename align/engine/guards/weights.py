@@ -39,8 +39,11 @@ class Plain:
         return local(self.parameter)
 
     def gradient(self) -> Tensor | None:
-        """Its gradient, or the shard's; None where nothing has reached it."""
-        if hasattr(self.parameter, "_hp_mapping"):  # ZeRO-1/2: split over processes, and gathered
+        """Its gradient, or the shard's; None where nothing has reached it.
+
+        Under ZeRO-1/2 a copy, gathered from all processes: what is added to it is lost.
+        """
+        if zero_splits(self.parameter):
             from deepspeed.utils import safe_get_full_grad
 
             return safe_get_full_grad(self.parameter)
@@ -196,6 +199,11 @@ def like_shards(values: Tensor, weight: Weight) -> Tensor:
         return local(distribute_tensor(placed, whole.device_mesh, whole.placements))
     device = weight.parameter.device if isinstance(weight, Plain) else weight.base.device
     return values.to(device)
+
+
+def zero_splits(parameter: Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO-1/2 has gradient and optimizer state of a parameter."""
+    return hasattr(parameter, "_hp_mapping")
 
 
 def gathered(values: dict[str, Tensor], weights: dict[str, Weight]) -> dict[str, Tensor]:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
 from align.engine.guards.ewc import EWC
+from align.engine.guards.fisher import estimate_fisher
 from align.engine.guards.l2sp import L2SP
+from align.engine.guards.replay import Replay
 from align.engine.guards.si import SI
 from align.engine.guards.weights import gathered, trained_weights
 from align.engine.trainers import SFTTrainer
@@ -34,11 +37,23 @@ def train(
     kinds: tuple[str, ...] = ("ewc", "si"),
     zero: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Three steps of SFT with EWC and SI through the trainer; two micro-batches each under ZeRO."""
+    """Three steps of SFT with guards through the trainer; two micro-batches each under ZeRO.
+
+    `kinds` are guards, "lora" being EWC on LoRA's product.
+    """
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     start = {n: p.detach() - 0.05 for n, p in model.named_parameters()}
-    both = {"ewc": EWC(3.0, fisher_of(model), start), "si": SI(1.0, fisher_of(model), start)}
-    guards = [both[kind] for kind in kinds]
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = [{"text": f"Where is order {n * n}, and is it late?"} for n in range(24)]
+    ids = [tokenizer(row["text"], return_tensors="pt").input_ids for row in texts[:4]]
+    examples = [{"input_ids": each, "labels": each} for each in ids]
+    known = {
+        "ewc": EWC(3.0, fisher_of(model), start),
+        "lora": EWC(3.0, fisher_of(model), start),
+        "si": SI(1.0, fisher_of(model), start),
+        "replay": Replay(examples, example_loss, 0.5, batch_size=2),
+    }
+    guards = [known[kind] for kind in kinds]
     args = SFTConfig(
         output_dir=str(out), report_to=[], bf16=False, disable_tqdm=True,
         use_cpu=not zero, ddp_backend="gloo" if zero else None,  # cpu: accelerate takes plain DDP
@@ -47,17 +62,15 @@ def train(
         gradient_accumulation_steps=2 if zero else 1, seed=3, logging_steps=1,
         gradient_checkpointing=False, max_grad_norm=0.0,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    texts = [{"text": f"Where is order {n * n}, and is it late?"} for n in range(24)]
+    torch.manual_seed(0)  # LoRA's
     trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,
         guards=guards,
+        peft_config=LoraConfig(r=2) if "lora" in kinds else None,
     )
-    ids = [tokenizer(row["text"], return_tensors="pt").input_ids for row in texts[:2]]
-    examples = [{"input_ids": each, "labels": each} for each in ids]
     trainer.train()
     assert not zero or trainer.deepspeed.zero_optimization_stage() == 2
     found = {n: p.detach().clone() for n, p in trained_parameters(trainer).items()}
@@ -65,9 +78,10 @@ def train(
         if isinstance(guard, SI):
             found |= {f"si/{n}": v for n, v in guard.path.items()}
         else:
-            found["ewc"] = torch.tensor(trainer.state.log_history[0]["guard/ewc"])
-        guard.finish(trainer.model, examples, example_loss)
-        found |= {f"{guard.name} after/{n}": v for n, v in guard.importance.items()}
+            found[guard.name] = torch.tensor(trainer.state.log_history[0][f"guard/{guard.name}"])
+        if isinstance(guard, SI | EWC) and "lora" not in kinds:
+            guard.finish(trainer.model, examples, example_loss)
+            found |= {f"{guard.name} kept/{n}": v for n, v in guard.importance.items()}
     return found
 
 
@@ -118,8 +132,8 @@ def loop(shard: bool) -> dict[str, torch.Tensor]:
     return found | {f"omega/{n}": v for n, v in omega.items()}
 
 
-def engine(out: Path) -> None:
-    """The loop's network under DeepSpeed, where the penalty is in the loss."""
+def engine(out: Path, stage: int) -> None:
+    """The loop's network under DeepSpeed's ZeRO, where the penalty is in the loss."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__ = {}  # gloo's collectives: its own compile for minutes
@@ -137,8 +151,9 @@ def engine(out: Path) -> None:
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         config={
             "train_micro_batch_size_per_gpu": 16,
-            "zero_optimization": {"stage": 2},
-            "gradient_clipping": 0.0,  # else 1
+            # Buckets that do not hold all weights, as large models' do not; no clipping at 1.
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": 20},
+            "gradient_clipping": 0.0,
             "zero_allow_untested_optimizer": True,
         },
     )
@@ -151,8 +166,15 @@ def engine(out: Path) -> None:
         sharded.step()
         for guard in guards:
             guard.after_step(sharded)
-    found = {n: p.detach() for n, p in model.named_parameters()}
-    torch.save(found | {f"si/{n}": v for n, v in guards[1].path.items()}, out)
+    found = {n: p.detach().clone() for n, p in model.named_parameters()}
+    found |= {f"si/{n}": v for n, v in guards[1].path.items()}
+    kept = estimate_fisher(model, [{"x": row[None]} for row in x], square)
+    torch.save(found | {f"fisher/{n}": v for n, v in kept.items()}, out)
+
+
+def square(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = model(batch["x"]).square().sum()
+    return found
 
 
 def main() -> None:
@@ -160,8 +182,9 @@ def main() -> None:
     model_dir, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ.get("RANK", "0"))
     if len(sys.argv) > 4:
-        engine(out / f"zero-{rank}.pt")
-        for kind in ("ewc", "si"):
+        for stage in (1, 2):
+            engine(out / f"zero-{stage}-{rank}.pt", stage)
+        for kind in sys.argv[4:]:
             torch.save(train(model_dir, out / kind, rows, (kind,), True), out / f"{kind}-{rank}.pt")
         return
     torch.save(train(model_dir, out, rows), out / f"sft-{rank}.pt")

@@ -9,6 +9,7 @@ from torch import nn
 from align.engine.guards.base import GuardMixin
 from align.engine.guards.ewc import EWC
 from align.engine.guards.l2sp import L2SP
+from align.errors import ModelError
 
 
 def line(weight: float = 2.0) -> nn.Linear:
@@ -97,3 +98,46 @@ def test_what_has_no_gradient_gets_none():
     for guard in host.guards:
         guard.before_step(host.model)
     assert host.model.weight.grad is None
+
+
+class Engine:
+    """The part of DeepSpeed's engine that the mixin reads."""
+
+    def __init__(self, loss_scale: float):
+        self.optimizer = type("Optimizer", (), {"loss_scale": loss_scale})()
+        self.stepped = False
+
+    def step(self) -> None:
+        self.stepped = True
+
+
+def test_under_deepspeed_guards_see_gradients_before_the_step_and_their_scale():
+    class Watch(L2SP):
+        def before_step(self, model, scale=1.0):
+            seen.append((model, model.stepped, scale))
+
+    seen: list[tuple[Engine, bool, float]] = []
+    host = Guarded(True, 1, deepspeed=True, guards=[Watch(1.0)])
+    host.deepspeed = engine = Engine(128.0)
+    for _ in range(2):
+        host.training_step(host.model, {})
+    engine.step()
+    assert seen == [(engine, False, 128.0)]
+    assert engine.stepped
+
+
+@pytest.mark.parametrize("how", ["in_place", "proximal"])
+def test_what_deepspeed_would_lose_is_refused(how):
+    model = line()
+    guard = L2SP(1.0, **{how: True})
+    guard.begin(model)
+    model.weight._hp_mapping = None  # as ZeRO-1/2 marks it
+    model.weight.grad = torch.ones(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        guard.before_step(model)
+        guard.after_step(model, optimizer)
+
+    with pytest.raises(ModelError, match=f"DeepSpeed trains. Fix: leave {how} out"):
+        step()

@@ -1,9 +1,10 @@
-"""Guards on two processes (gloo): DDP and FSDP2 train as one process does; ZeRO-2 as plain."""
+"""Guards on two processes (gloo): under DDP, FSDP2 and ZeRO-2 they train as on one."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 
 from align.engine.guards.ewc import EWC
+from align.engine.guards.fisher import estimate_fisher
 from align.engine.guards.si import SI
+from align.engine.launch import launch_command
 from feedback.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,12 +37,16 @@ def script() -> ModuleType:
     return module
 
 
-def launch(arguments: list[str], folder: Path, **more: str) -> None:
+def variables(*paths: Path) -> dict[str, str]:
+    """This process's, with Align and more to be imported."""
+    all_paths = [*map(str, (ROOT, *paths)), os.environ.get("PYTHONPATH", "")]
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, all_paths)), "OMP_NUM_THREADS": "1"}
+    return os.environ | found
+
+
+def launch(arguments: list[str], folder: Path) -> None:
     """The script on two processes, to its end."""
-    paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    shared = {
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
+    shared = variables() | {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -49,7 +56,7 @@ def launch(arguments: list[str], folder: Path, **more: str) -> None:
         subprocess.Popen(
             [sys.executable, str(SCRIPT), *arguments],
             cwd=folder,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | more,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -64,11 +71,36 @@ def launch(arguments: list[str], folder: Path, **more: str) -> None:
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-4000:]
 
 
+def launch_zero_2(arguments: list[str], folder: Path, deepspeed_folder: Path) -> None:
+    """The script as `align launch zero2` starts a stage, but in float32, on two processes."""
+    preset = ROOT / "configs" / "accelerate" / "zero2.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(deepspeed_folder))
+        command = launch_command(preset, [], processes=2, main_port=free_port())
+    command = command[: command.index("--module")]
+    process = subprocess.Popen(
+        [*command, "--mixed_precision", "no", str(SCRIPT), *arguments],
+        cwd=folder,
+        env=variables(deepspeed_folder) | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = process.communicate(timeout=800)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with those that it started
+    assert process.returncode == 0, said[-4000:]
+
+
 def alike(two: dict[str, torch.Tensor], one: dict[str, torch.Tensor]) -> None:
     assert two.keys() == one.keys()
     for name, value in one.items():
         assert torch.allclose(two[name], value, atol=1e-5, rtol=1e-4), name
-    moves = [float(v.abs().max()) for n, v in one.items() if n.startswith("si/") or n == "ewc"]
+    told = [n for n in one if n.startswith("si/") or n in ("ewc", "replay")]
+    moves = [float(one[name].abs().max()) for name in told]
     assert max(moves) > 0
 
 
@@ -80,10 +112,12 @@ def test_two_processes_are_one(script, policy_dir, tmp_path):
             alike(torch.load(tmp_path / f"{part}-{rank}.pt"), expected)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
-def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(script, tmp_path, policy_dir):
-    launch([str(policy_dir), str(tmp_path), "4", "2"], tmp_path, DS_ACCELERATOR="cpu")
-    for kind in ("ewc", "si"):  # through the trainer
+def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(
+    script, tmp_path, policy_dir, deepspeed_folder
+):
+    kinds = ("ewc", "si", "replay", "lora")
+    launch_zero_2([str(policy_dir), str(tmp_path), "4", *kinds], tmp_path, deepspeed_folder)
+    for kind in kinds:  # through the trainer
         one = script.train(policy_dir, tmp_path / kind, 8, (kind,))
         for rank in range(2):
             alike(torch.load(tmp_path / f"{kind}-{rank}.pt"), one)
@@ -106,8 +140,10 @@ def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(script, tmp_path, pol
         optimizer.step()
         for guard in guards:
             guard.after_step(model, optimizer)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"zero-{rank}.pt")
+    kept = estimate_fisher(model, [{"x": row[None]} for row in x], script.square)
+    for saved in (f"zero-{stage}-{rank}.pt" for stage in (1, 2) for rank in range(2)):
+        found = torch.load(tmp_path / saved)
         for name, parameter in model.named_parameters():
             assert torch.allclose(found[name], parameter, atol=1e-5), name
-            assert torch.allclose(found[f"si/{name}"], guards[1].path[name], atol=1e-5), name
+            assert torch.allclose(found[f"si/{name}"], guards[1].path[name], atol=1e-6), name
+            assert torch.allclose(found[f"fisher/{name}"], kept[name], atol=1e-5), name
