@@ -21,6 +21,7 @@ MODULES = (
     "acquisition",
     "acquisition_pool",
     "digits",
+    "digits_peers",
     "dpo",
     "guards",
     "label_studio",
