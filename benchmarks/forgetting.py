@@ -189,7 +189,7 @@ def best_of_guards(story: Json, tolerance: float) -> Json:
         figures: Mapping[str, Any] = one["figures"]
         if arm == story["naive"] or "new less naive" not in figures:
             continue
-        guard = arm.rsplit("-", 1)[0]
+        guard = arm.split("-")[0]  # a strength may be 1e-05
         if figures["new less naive"]["value"] < -tolerance:
             continue
         known = found.get(guard)

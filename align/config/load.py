@@ -127,7 +127,9 @@ def check_trainer_args(trainer_class: type, values: Mapping[str, Any]) -> list[P
                     Problem(where, f"{value!r} does not fit: {error.errors()[0]['msg'].lower()}.")
                 )
                 continue
-            if isinstance(read, int | float) and not read >= LOWEST.get(key, -math.inf):
+            if isinstance(read, float) and math.isnan(read):
+                problems.append(Problem(where, f"{value!r} does not fit: a number is expected."))
+            elif isinstance(read, int | float) and read < LOWEST.get(key, -math.inf):
                 problems.append(
                     Problem(where, f"{value!r} does not fit: at least {LOWEST[key]} is expected.")
                 )

@@ -9,7 +9,7 @@ Parameter isolation of whole tasks: nothing that an earlier task learnt is touch
 A task is answered by its own adapter (`route: task`), or each prompt by that of the task whose
 prompts are most like it (`route: prompt`, `align.continual.routing`). Tasks that are yet to come
 are answered by the trunk where adapters are apart, by the newest one where they are progressive;
-what no task trains, by the trunk.
+what no task trains, by the trunk. Routed prompts go to the nearest task learnt, whatever they are.
 """
 
 from __future__ import annotations
@@ -115,6 +115,10 @@ def adapters_problems(
             yield from (
                 Problem(f"arms.{arm}.{place}.{one.where}", one.what, one.fix) for one in found
             )
+            first = guards[place].get(FROM, 1)
+            if isinstance(first, int) and first > len(tasks):
+                what = f"there are {len(tasks)} tasks, so that none has an adapter."
+                yield Problem(f"arms.{arm}.{place}.from", what, "1 is the first task.")
         if places:
             yield from _own_peft(arm, guards[places[0]].get(FROM, 1), tasks)
 

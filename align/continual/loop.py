@@ -8,6 +8,7 @@ task's own checkpoint.
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
@@ -110,7 +111,7 @@ def write_adapters(step: Step, folder: Path, routes: Routes) -> None:
             "tasks": dict(columns.learnt),
         },
     )
-    if columns.routed and routes.means:
+    if columns.routed:  # also after a kill between measure and here
         routes.save(folder / "router.safetensors", list(columns.learnt))
 
 
@@ -126,17 +127,29 @@ def forget(step: Step, steps: Sequence[Step], folder: Path) -> None:
         other
         for other in steps
         if other.number > step.number
-        and model in {other.config.model.path, *other.columns.models()}
+        and model in standing({other.config.model.path, *other.columns.models()})
         and (
-            (other.number == last and model in other.columns.models())
+            (other.number == last and model in standing(other.columns.models()))
             or not (
                 arm_folder(folder, other.arm, other.seed) / f"after-{other.number:02d}.json"
             ).is_file()
         )
     ]
+    shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)  # it is measured
     if not users:
         shutil.rmtree(step.folder / "model", ignore_errors=True)
-        shutil.rmtree(step.folder / "checkpoints", ignore_errors=True)
+
+
+def standing(models: Iterable[str]) -> set[str]:
+    """Models, and what those that are adapters stand on, down to a whole model."""
+    found: set[str] = set()
+    for path in models:
+        while path not in found:
+            found.add(path)
+            file = Path(path) / "adapter_config.json"
+            if file.is_file():
+                path = str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return found
 
 
 def _train(step: Step) -> None:

@@ -155,9 +155,13 @@ def measure_models(
             places = [place for place, other in enumerate(who[number]) if other == path]
             if not places:
                 continue
-            scores = raw_scores(one, [one.rows[place] for place in places], model, tokenizer)
-            for place, value, weight in zip(places, *scores, strict=True):
-                raw[number][place], weights[number][place] = value, weight
+            # Random numbers of an answer go by its place, so all rows are drawn.
+            asked = range(len(one.rows)) if one.kind == "reward" else places
+            scores = raw_scores(one, [one.rows[place] for place in asked], model, tokenizer)
+            answered = set(places)
+            for place, value, weight in zip(asked, *scores, strict=True):
+                if place in answered:
+                    raw[number][place], weights[number][place] = value, weight
     found = {
         one.name: summary(one, mine, weighed, None if start is None else start[one.name]["raw"])
         for one, mine, weighed in zip(columns, raw, weights, strict=True)

@@ -127,8 +127,9 @@ def _raw(
     seed: int,
     columns: Columns,
 ) -> dict[str, Any]:
-    model = config.model.model_dump() | {"path": columns.start(number)}
-    if number > 1:
+    start = columns.start(number)
+    model = config.model.model_dump() | {"path": start}
+    if start != config.model.path:
         model |= {"revision": None, "tokenizer": None, "chat_template": None}  # the model's own
     more = guards_for(guards, config.tasks, number, folder)
     own = [*(task.settings.get("guards") or []), *more]

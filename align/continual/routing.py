@@ -52,6 +52,8 @@ class Routes:
 
     def save(self, file: Path, learnt: Sequence[str]) -> None:
         """Write the means of the tasks learnt, for a `Router` of one's own."""
+        if not self.means:
+            self._learn(self.load())
         save_file({name: self.means[name].contiguous() for name in learnt}, file)
 
     def _learn(self, model: nn.Module) -> None:

@@ -136,15 +136,15 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
         name, format = store.url, "preference"
+        thumbs = [j for j in store.judgements() if isinstance(j, Thumb)]
         if kind == "ranking":
             said = [j for j in store.judgements() if isinstance(j, Ranking)]
             found, format = Preferences(_counted(ranking_rows(said))), kind
         elif kind == "rating":
             rated = [j for j in store.judgements() if isinstance(j, Rating)]
             found, format = Preferences(regression_rows(rated)), kind
-        elif kind == "unpaired":
-            thumbs = [j for j in store.judgements() if isinstance(j, Thumb)]
-            found, format = Preferences(unpaired_rows(thumbs)), kind
+        elif thumbs and (kind == "unpaired" or not any(store.comparisons())):
+            found, format = Preferences(unpaired_rows(thumbs)), "unpaired"
         elif labels == "majority":
             found = preferences(store.settled())  # adjudications in the place of the votes
         else:

@@ -10,6 +10,7 @@ import trl
 from align.engine.grouped import AlignNames, ResumableGroups
 from align.engine.guards.base import GuardMixin
 from align.engine.monitor import FiniteMixin
+from align.engine.moving_reference import MovingReference
 from align.engine.order import OrderMixin
 from align.engine.soft_labels import SoftDPOMixin, SoftRewardMixin
 from align.engine.throughput import SpeedMixin
@@ -25,16 +26,25 @@ class RewardTrainer(
     """Bradley-Terry reward modelling, on hard or soft labels."""
 
 
-class DPOTrainer(SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, SoftDPOMixin, trl.DPOTrainer):
+class DPOTrainer(
+    SpeedMixin, FiniteMixin, GuardMixin, MovingReference, OrderMixin, SoftDPOMixin, trl.DPOTrainer
+):
     """Direct preference optimisation, on hard or soft labels."""
 
 
-class KTOTrainer(SpeedMixin, FiniteMixin, GuardMixin, trl.KTOTrainer):
+class KTOTrainer(SpeedMixin, FiniteMixin, GuardMixin, MovingReference, trl.KTOTrainer):
     """Kahneman-Tversky optimisation, on single answers marked good or bad."""
 
 
 class GRPOTrainer(
-    SpeedMixin, FiniteMixin, GuardMixin, OrderMixin, ResumableGroups, trl.GRPOTrainer, AlignNames
+    SpeedMixin,
+    FiniteMixin,
+    GuardMixin,
+    MovingReference,
+    OrderMixin,
+    ResumableGroups,
+    trl.GRPOTrainer,
+    AlignNames,
 ):
     """Group-normalised policy gradient, and the losses TRL has beside it."""
 

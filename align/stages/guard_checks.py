@@ -63,6 +63,9 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
             "this stage's rows are prompts, and nothing of theirs could be looked at or replayed."
         )
         yield Problem(f"{where}.remember", what, "run `align guard` on the saved model.")
+    if remember and getattr(section, "by", None):
+        what = "training rows have no column but their own: classes are those of `data`."
+        yield Problem(f"{where}.by", what, "run `align guard buffer --by` on the file.")
     if remember and getattr(section, "buffer", "") == "herding" and _split(config.trainer):
         what = "herding reads whole weights at the end, and here they are split over processes."
         fix = "run `align guard buffer --kind herding` on the saved model."

@@ -103,7 +103,7 @@ class Builder:
         """The guard, with its budget around it where it has one."""
         guard = self._guard(section)
         budget = section.budget if isinstance(section, StrengthSection) else None
-        if budget is None:
+        if budget is None or isinstance(guard, Idle):
             return guard
         data = budget.data or getattr(section, "data", None)
         assert data is not None
@@ -164,7 +164,11 @@ class Builder:
     def _replay(self, section: ReplaySection | AGEMSection) -> Guard:
         rows, ages = self.stored_rows(section)
         if not rows and section.remember and section.data is None:
-            return Idle(section.type)  # the first run of a sequence
+            self.run.warn(
+                f"guards.{self.index}: {self.path} and what it came from left no rows, so "
+                f"{section.type} has nothing to replay; this run keeps rows for the next."
+            )
+            return Idle(section.type)
         size = section.batch_size
         if section.ratio is not None:
             size = max(1, math.ceil(section.ratio * self.source.step_rows))

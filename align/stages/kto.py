@@ -41,7 +41,9 @@ from align.stages.preflight import build_trainer, check_start, gather, loading
 from align.stages.sft import sft_source
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
+from reward.preferences import is_tie
 
+CANNOT = "cannot serve"  # says the data layer of a format that holds something else
 LOSS_TYPES = ("kto", "apo_zero_unpaired")
 LOWEST, HIGHEST = 1.0, 4 / 3  # of the weights' ratio, equation 8
 
@@ -63,6 +65,9 @@ def run(config: KTOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         args.max_length = min(args.max_length or context, context)
     if data.validation is None:
         args.eval_strategy = "no"
+    if args.loss_type == "kto" and len(data.train) % args.per_device_train_batch_size == 1:
+        run.warn("the last row is left out: alone, it has no neighbour for the KL term.")
+        data.train = data.train.select(range(len(data.train) - 1))
     weigh(data.train, args, run)
     if dry_run:
         dry_report(config, run, args)
@@ -106,14 +111,17 @@ def run(config: KTOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
 
 
 def check_rows(config: KTOStage) -> None:
-    """Refuse an order of rows: the KL term needs the one that TRL pairs them in.
+    """Refuse an order of rows, since the KL term needs the one that TRL pairs them in.
 
     Raises:
-        ConfigError: a curriculum or a sampler is set.
+        ConfigError: a curriculum or a sampler is set, or labels that are neither good nor bad.
     """
     given = {"data.curriculum": config.data.curriculum, "data.sampler": config.data.sampler}
     what = "another order of rows would part each prompt from its neighbour's answer."
     problems = [Problem(key, what, "leave it out.") for key, value in given.items() if value]
+    if config.data.labels != "majority":
+        what = f"{config.data.labels} makes soft labels, and KTO's rows are good or bad."
+        problems.append(Problem("data.labels", what, "leave it out, or use `align dpo`."))
     if problems:
         raise ConfigError(problems)
 
@@ -166,20 +174,35 @@ def load_unpaired(
     try:
         data = load_data(config, "unpaired", run, tokenizer, **limits)
     except DataError as error:
+        if CANNOT not in str(error):
+            raise
         try:
             data = load_data(config, "preference", run, tokenizer, **limits)
-        except DataError:
-            raise error from None
+        except DataError as other:
+            if CANNOT not in str(other):
+                raise
+            raise error from None  # neither, or some of each
     for name in ("train", "validation", "test"):
         rows = getattr(data, name)
-        if rows is not None:
-            setattr(data, name, unpaired(rows, config.run.seed))
+        if rows is None:
+            continue
+        decided = leave_undecided_out(rows)
+        if len(decided) < len(rows):
+            run.warn(f"{name}: {len(rows) - len(decided)} comparisons name no better answer.")
+        if not len(decided):
+            raise DataError(f"{name}: no comparison names a better answer. Fix: add rows that do.")
+        setattr(data, name, unpaired(decided, config.run.seed))
     labels = set(data.train["label"])
     if len(labels) == 1:
         said = "good" if labels == {True} else "bad"
         fix = "add rows of the other label, or use `align sft` on good answers alone."
         raise DataError(f"every training row is marked {said}, and KTO needs both. Fix: {fix}")
     return data
+
+
+def leave_undecided_out(rows: Dataset) -> Dataset:
+    """Comparisons without ties and without those of weight 0; of others everything."""
+    return rows.filter(lambda row: not is_tie(row) and row.get("weight") != 0)
 
 
 def unpaired(rows: Dataset, seed: int) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,41 @@ def test_a_task_answers_with_its_own_adapter(config, cli, tmp_path):
         ).is_file()
 
 
+def test_what_an_adapter_stands_on_stays(config, cli, world, tmp_path):
+    """LoRA tasks under `keep: last`: each is an adapter on the one before."""
+    tasks = []
+    for number in range(3):
+        settings = {
+            "data": {"train": str(world.sft), "validation_fraction": 0.0, "test_fraction": 0.4},
+            "trainer": {**QUICK, "learning_rate": 1e-2},
+            "peft": {"method": "lora"},
+            "tracking": {"report_to": ["none"]},
+        }
+        tasks.append({"name": f"t{number}", "settings": settings})
+    result = cli(*config(tasks=tasks, arms={"naive": []}, seeds=[0]))
+    assert result.code == 0, result.text
+    run = tmp_path / "run"
+    assert (run / "shared/seed-0/01-t0/model/adapter_config.json").is_file()
+    assert (run / "arms/naive/seed-0/02-t1/model/adapter_config.json").is_file()
+
+
+def test_adapters_apart_all_start_from_the_model_as_it_is_named(config, cli, world, tmp_path):
+    bare = Path(shutil.copytree(world.model, tmp_path / "bare"))
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    tasks = []
+    for name in ("one", "two"):
+        settings = {
+            "data": {"train": str(world.chat), "validation_fraction": 0.0, "test_fraction": 0.4},
+            "trainer": {**QUICK, "learning_rate": 1e-2},
+            "tracking": {"report_to": ["none"]},
+        }
+        tasks.append({"name": name, "settings": settings})
+    model = {"path": str(bare), "chat_template": "chatml"}
+    arms = {"apart": [{"type": "adapters"}]}
+    result = cli(*config(model=model, tasks=tasks, arms=arms, seeds=[0]))
+    assert result.code == 0, result.text
+
+
 def test_prompts_find_their_adapter(config, cli, tmp_path):
     texts, tasks = {"digits": "12 34 56 {}?", "letters": "Who lives in the north {}?"}, []
     for name, text in texts.items():
@@ -208,6 +244,10 @@ def test_prompts_find_their_adapter(config, cli, tmp_path):
     assert digits[0] != digits[1] == digits[2]  # its own adapter goes on answering
     assert letters[0] != letters[1] != letters[2]  # the only adapter, then its own
     assert set(load_file(place / "router.safetensors")) == set(texts)
+    (place / "router.safetensors").unlink()  # killed between the measure and the router
+    again = cli(*config(tasks=tasks, arms={"routed": arm}, seeds=[0]), "--resume")
+    assert again.code == 0, again.text
+    assert set(load_file(place / "router.safetensors")) == set(texts)
 
 
 def test_every_fault_at_once_and_by_name(config, cli, world):
@@ -226,7 +266,8 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         *config(
             tasks=[task, task, other],
             others=[{"name": "tax"}],
-            arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}], "c": [adapters] * 2},
+            arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}], "c": [adapters] * 2}
+            | {"d": [{"type": "adapters", "from": 9}]},
             seeds=[1, 1],
         )
     )
@@ -240,6 +281,7 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         "'a/b' is no name of a folder",
         "arms.a/b.0.from: 0 is no number of a task",
         "arms.c.0.mod: unknown key in the top level. Fix: did you mean `mode`?",
+        "arms.d.0.from: there are 3 tasks, so that none has an adapter",
         "arms.c.1: there are adapters already",
         "tasks.2.settings.peft: c trains an adapter of its own here",
         "seeds: one of them is there twice",

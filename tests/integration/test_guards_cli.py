@@ -150,11 +150,13 @@ def test_exemplars_are_herded_for_the_next_run(stage, cli, world, tmp_path):
     assert "give --model" in result.text
 
 
-def test_a_first_run_keeps_rows_for_the_second(stage, cli, tmp_path):
+def test_a_first_run_keeps_rows_for_the_second(stage, cli, world, tmp_path):
     """`remember` with nothing to replay yet: the same configuration serves every run."""
     guards = [{"type": "replay", "strength": 1.0, "remember": True, "samples": 6}]
-    result = cli(*stage("sft", guards=guards))
+    budget = {"data": str(world.sft), "samples": 3}
+    result = cli(*stage("sft", guards=[guards[0] | {"budget": budget}]))
     assert result.code == 0, result.text
+    assert "has nothing to replay" in str(record(tmp_path / "run-sft")["warnings"])
     first = tmp_path / "run-sft"
     assert set(logged(first, "guard/replay")) <= {0.0}
     assert len(load_rows(first / "guards" / "replay-0.safetensors")[0]) == 6

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align.engine.guards.artefact import load_rows
-from feedback.schema import Thumb
+from feedback.schema import Comparison, Thumb
 from feedback.store import FeedbackStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -60,6 +60,16 @@ def test_thumbs_of_a_store_and_comparisons_serve_too(stage, cli, world, tmp_path
     assert result.code == 0, result.text
     found = record(tmp_path / "pairs")
     assert (found["desirable"], found["undesirable"]) == (28, 28)
+
+    pairs = [json.loads(line) for line in world.prefs.read_text().splitlines()]
+    with FeedbackStore(f"sqlite:///{tmp_path}/pairs.db") as store:
+        for row in pairs:
+            said = Comparison(row["prompt"], row["chosen"], row["rejected"], "a", "ann")
+            store.add_comparison(said)
+    data = {"train": f"sqlite:///{tmp_path}/pairs.db", "validation_fraction": 0.0}
+    result = cli(*stage("kto", f"run.dir={tmp_path / 'stored'}", data=data))
+    assert result.code == 0, result.text
+    assert record(tmp_path / "stored")["desirable"] == 28
 
     data = {"train": str(world.sft), "validation_fraction": 0.0}
     result = cli(*stage("kto", f"run.dir={tmp_path / 'none'}", data=data))

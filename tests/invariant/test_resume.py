@@ -113,6 +113,17 @@ def test_a_stopped_and_resumed_run_is_the_same_run(launch, signal_at, stage, sto
     assert not same(straight, shorter)
 
 
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_a_reference_that_moves_goes_on_where_it_was(launch, signal_at, stage):
+    moving = ["trainer.sync_ref_model=true", "trainer.ref_model_sync_steps=1"]
+    straight = launch(stage, "straight", *moving)
+    with signal_at(3), pytest.raises(Interrupted, match="SIGTERM"):
+        launch(stage, "stopped", *moving)
+    launch(stage, "stopped", *moving, resume=True)
+    assert same(straight, Path("stopped").resolve())
+    assert not same(straight, launch(stage, "still"))  # it does move
+
+
 def test_a_signal_inside_the_reward_function_stops_ppo_within_an_experience(launch, tmp_path):
     straight = launch("ppo", "straight")
     calls = tmp_path / "calls"

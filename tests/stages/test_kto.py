@@ -126,6 +126,8 @@ def test_comparisons_become_two_answers_each_and_rows_are_mixed(preference_rows)
         (20, 10, 1.0, "undesirable_weight=2"),
         (10, 30, 1.0, "desirable_weight=3"),
         (10, 30, 3.0, None),
+        (10, 20, 2.0, None),
+        (20, 10, 2.0, "undesirable_weight=4"),
     ],
 )
 def test_labels_that_weigh_unequally_are_said_with_the_weight(good, bad, weight, said):
@@ -165,6 +167,83 @@ def test_what_cannot_work_is_refused_all_at_once(tmp_path, policy_dir, marked):
         run_stage(tmp_path, policy_dir, marked, "order", *order)
     with pytest.raises(DataError, match="every training row is marked good"):
         run_stage(tmp_path, policy_dir, marked.filter(lambda row: row["label"]), "good")
+
+
+def test_bad_answers_count_by_their_weight():
+    class Noted:
+        said = ""
+
+        def warn(self, line: str) -> None:
+            self.said = line
+
+        def update(self, **values: Any) -> None:
+            pass
+
+    args = trl.KTOConfig(output_dir="unused", undesirable_weight=0.5, bf16=False, use_cpu=True)
+    for bad, said in ((20, ""), (10, "undesirable_weight=1")):
+        noted = Noted()
+        kto.weigh(Dataset.from_dict({"label": [True] * 10 + [False] * bad}), args, noted)  # type: ignore[arg-type]
+        assert (not noted.said) if not said else said in noted.said
+
+
+def test_comparisons_that_name_no_better_answer_are_left_out(tmp_path, policy_dir, preference_rows):
+    rows = [dict(row) for row in preference_rows[:12]]
+    for number, row in enumerate(rows):
+        row["soft_label"] = 0.5 if number % 3 == 0 else 1.0
+        row["weight"] = 0.0 if number == 1 else 1.0
+    opened = run_stage(tmp_path, policy_dir, Dataset.from_list(rows), "ties")
+    assert (opened.record["desirable"], opened.record["undesirable"]) == (7, 7)
+    assert any("5 comparisons name no better answer" in line for line in opened.record["warnings"])
+    for row in rows:
+        row["soft_label"] = 0.5
+    with pytest.raises(DataError, match="no comparison names a better answer"):
+        run_stage(tmp_path, policy_dir, Dataset.from_list(rows), "all")
+
+
+def test_a_neighbours_answer_stays_within_the_context(tmp_path, policy_dir, marked, monkeypatch):
+    """Context 128: a long prompt with another row's long answer is cut there."""
+    seen: list[Any] = []
+    original = kto.build_trainer
+
+    def build(kind, **given):
+        seen.append(given["args"].max_length)
+        return original(kind, **given)
+
+    monkeypatch.setattr(kto, "build_trainer", build)
+    run_stage(tmp_path, policy_dir, marked, "cut", "trainer.max_length=null")
+    assert seen == [128]
+
+
+def test_a_row_without_a_neighbour_is_left_out_and_frozen_weights_stay(
+    tmp_path, policy_dir, marked
+):
+    rows = marked.select(range(13))
+    opened = run_stage(tmp_path, policy_dir, rows, "odd", "model.freeze=[embed]")
+    assert opened.record["desirable"] + opened.record["undesirable"] == 12
+    assert any("no neighbour" in line for line in opened.record["warnings"])
+    start = load_file(policy_dir / "model.safetensors")
+    ours = load_file(opened.path / "model" / "model.safetensors")
+    frozen = [name for name in start if "embed" in name]
+    assert frozen
+    assert all(torch.equal(ours[name], start[name]) for name in frozen)
+    assert any(not torch.equal(ours[name], start[name]) for name in start)
+
+
+def test_the_start_is_compared_with_the_reference(tmp_path, policy_dir, marked, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(kto, "check_margin", seen.append)
+    run_stage(tmp_path, policy_dir, marked, "compared")
+    assert len(seen) == 1
+
+
+def test_a_faulty_comparison_is_named(tmp_path, policy_dir, preference_rows):
+    rows = [dict(row) for row in preference_rows]
+    rows[3]["chosen"] = rows[3]["rejected"]
+    with pytest.raises(DataError, match="chosen equals rejected"):
+        run_stage(tmp_path, policy_dir, Dataset.from_list(rows), "faulty")
+    votes = ["data.labels=votes"]
+    with pytest.raises(ConfigError, match=r"data\.labels"):
+        run_stage(tmp_path, policy_dir, Dataset.from_list(rows), "votes", *votes)
 
 
 def test_guards_remember_good_answers_alone(tmp_path, policy_dir, marked, monkeypatch):

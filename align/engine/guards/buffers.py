@@ -114,16 +114,18 @@ def herding(features: Tensor, count: int) -> list[int]:
         Row numbers, the most telling first: any beginning of the list is a good choice too.
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1)
-    mean, total = rows.mean(dim=0), torch.zeros_like(rows[0])
+    # |mean - (total + row) / step|^2 without what all rows share: no (N, D) in the loop.
+    near, along = rows @ rows.mean(dim=0), rows.new_zeros(len(rows))
+    lengths = rows.square().sum(dim=1)
     left = torch.ones(len(rows), dtype=torch.bool)
     chosen: list[int] = []
     for step in range(1, min(count, len(rows)) + 1):
-        apart = (mean - (total + rows) / step).square().sum(dim=1)
+        apart = (2 * along + lengths) / step**2 - 2 / step * near
         apart[~left] = torch.inf
         best = int(apart.argmin())
         chosen.append(best)
         left[best] = False
-        total = total + rows[best]
+        along += rows @ rows[best]
     return chosen
 
 

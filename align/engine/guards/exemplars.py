@@ -33,10 +33,10 @@ def exemplars(features: Tensor, classes: Sequence[Hashable], capacity: int) -> l
     Returns:
         Row numbers, at most `capacity`: the first of every class's herding list, then the second.
     """
-    lists = []
-    for name in dict.fromkeys(classes):
-        rows = [place for place, other in enumerate(classes) if other == name]
-        lists.append([rows[i] for i in herding(features[rows], capacity)])
+    members: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(classes):
+        members.setdefault(name, []).append(place)
+    lists = [[rows[i] for i in herding(features[rows], capacity)] for rows in members.values()]
     turns = zip_longest(*lists)
     return [place for turn in turns for place in turn if place is not None][:capacity]
 
@@ -54,6 +54,7 @@ def mean_features(model: nn.Module, examples: Iterable[Batch]) -> Tensor:
         ModelError: there is no such backbone, or an example holds no tokens.
     """
     backbone = backbone_of(model)
+    device = next(backbone.parameters()).device
     modes = {module: module.training for module in model.modules()}
     found = []
     try:
@@ -64,7 +65,7 @@ def mean_features(model: nn.Module, examples: Iterable[Batch]) -> Tensor:
                     f"herding reads tokens, and an example has {', '.join(sorted(example))}. "
                     "Fix: choose another buffer, or herd features of your own (`exemplars`)."
                 )
-            ids, mask = example["input_ids"], example["attention_mask"]
+            ids, mask = (example[k].to(device) for k in ("input_ids", "attention_mask"))
             hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             weights = mask[..., None].to(hidden)
             found.append(((hidden * weights).sum(dim=(0, 1)) / weights.sum()).cpu())

@@ -78,6 +78,14 @@ def test_rows_that_do_not_fit_are_passed_over(tiny_llama, tiny_tokenizer, prefer
         herd([long], 3, None, model, source)
 
 
+def test_classes_share_what_is_kept(tiny_llama, tiny_tokenizer):
+    rows = [{"text": f"It rains {n}", "of": "rain"} for n in range(9)]
+    rows += [{"text": f"The sun {n}", "of": "sun"} for n in range(3)]
+    source = sft_source(tiny_tokenizer, 64, "cpu")
+    kept = herd(rows, 4, lambda row: row["of"], tiny_llama(), source)
+    assert [row["of"] for row in kept] == ["rain", "sun", "rain", "sun"]
+
+
 def test_what_has_no_features_is_named():
     with pytest.raises(ModelError, match="Linear has no transformers backbone"):
         backbone_of(nn.Linear(2, 2))
