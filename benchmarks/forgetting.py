@@ -57,8 +57,9 @@ STRENGTHS: dict[str, Sequence[float]] = {
     "l2sp": (1e-3, 1e-2, 1e-1, 1e0),
     "wise_ft": (0.8, 0.6, 0.4, 0.2),  # share of the training that is kept
     "isolate": (0.2, 0.4, 0.6, 0.8),  # share of the weights that is frozen
+    "budget": (0.01, 0.03, 0.1, 0.3),  # replay within a budget: growth of its rows' loss
 }
-DATA_GUARDS = ("replay", "distill", "ewc", "mas", "isolate")
+DATA_GUARDS = ("replay", "distill", "ewc", "mas", "isolate", "budget")
 SHARES = ("wise_ft", "isolate")
 
 
@@ -67,8 +68,11 @@ def arms(names: Sequence[str]) -> dict[str, list[Json]]:
     found: dict[str, list[Json]] = {"naive": []}
     for name in names:
         for strength in STRENGTHS[name]:
-            guard: Json = {"type": name, "from": 2}
+            guard: Json = {"type": "replay" if name == "budget" else name, "from": 2}
             guard["share" if name in SHARES else "strength"] = strength
+            if name == "budget":
+                budget = {"allowed": strength, "every": 5, "enforce": True}
+                guard |= {"strength": 0.1, "budget": budget}
             if name in DATA_GUARDS:
                 guard |= {"data": "earlier", "samples": 512}
             found[f"{name}-{strength:g}"] = [guard]
