@@ -95,6 +95,12 @@ def test_batches_are_random_over_seeds():
     assert all(140 < places[place] < 270 for place in range(6))  # 200 each
 
 
+def test_large_groups_come_neither_first_nor_last():
+    groups = np.repeat(np.arange(30), [4] * 6 + [1] * 24)  # 6 batches of one group, 6 of four
+    firsts = [int(groups[grouped_order(groups, 4, seed)[0]]) < 6 for seed in range(400)]
+    assert 150 < sum(firsts) < 250
+
+
 def test_rows_of_a_large_group_are_dealt_anew_each_time():
     parts = {tuple(sorted(grouped_order([0] * 8, 4, seed)[:4].tolist())) for seed in range(40)}
     assert len(parts) > 20
