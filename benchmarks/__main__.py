@@ -20,6 +20,7 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 MODULES = (
     "acquisition",
     "acquisition_pool",
+    "batches",
     "digits",
     "digits_peers",
     "dpo",

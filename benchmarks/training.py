@@ -60,17 +60,25 @@ def hh_pairs(data: Path) -> Rows:
     return pairs
 
 
-def made_pairs(prompt: int, answer: int, count: int) -> Rows:
-    """Pairs of random words: each prompt and each answer has so many tokens."""
+def made_pairs(prompt: int, answer: int, count: int, *, each: int = 1) -> Rows:
+    """Pairs of random words: each prompt and each answer has so many tokens.
+
+    Args:
+        prompt: tokens.
+        answer: tokens.
+        count: of pairs.
+        each: pairs of one prompt, one after the other.
+    """
     draw = random.Random(1)
 
     def words(number: int) -> str:
         return " ".join(f"w{draw.randrange(VOCABULARY - 8)}" for _ in range(number))
 
-    return [
-        {"prompt": words(prompt), "chosen": " " + words(answer), "rejected": " " + words(answer)}
-        for _ in range(count)
-    ]
+    rows: Rows = []
+    for number in range(count):
+        asked = words(prompt) if number % each == 0 else rows[-1]["prompt"]
+        rows.append({"prompt": asked} | {k: " " + words(answer) for k in ("chosen", "rejected")})
+    return rows
 
 
 def prepare(folder: Path, model: str, rows: Rows, *, words: bool = False) -> None:
@@ -138,7 +146,7 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
 
     Args:
         kind: DPO, Reward or SFT.
-        side: ours or trl.
+        side: ours or trl; grouped or random, which are ours in that order of rows.
         folder: of `prepare`.
         job: `steps`, `threads`, `model_class`, `args` of the TRL config, and `reference`.
     """
@@ -178,14 +186,22 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     }
     args = getattr(trl, f"{kind}Config")(**settings | job.get("args", {}))
     given = {"ref_model": snapshot(model)} if job.get("reference") else {}
-    trainer = getattr(trl, f"{kind}Trainer")(
+    trainers: Any = trl
+    if side in ("grouped", "random"):
+        from align.data.sampling import OrderPlan, prompt_groups
+        from align.engine import trainers
+
+        groups = prompt_groups(row["prompt"] for row in rows)
+        plan = OrderPlan(len(rows), args.seed, groups=groups)
+        given["order"] = plan if side == "grouped" else None
+    trainer = getattr(trainers, f"{kind}Trainer")(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         **given,
     )
-    sharing = share(trainer) if side == "ours" else []
+    sharing = share(trainer) if side != "trl" else []
     noted = Steps()
     trainer.add_callback(noted)
     trainer.train()
@@ -212,6 +228,8 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
             "shared_passes": sum(one.shared for one in counts) / sum(one.passes for one in counts),
             "padded_over_unique": sum(one.padded for one in counts)
             / sum(one.computed for one in counts),
+            "real_tokens": sum(one.real for one in counts),
+            "computed_tokens": sum(one.computed for one in counts),
         }
     return found
 
@@ -235,7 +253,14 @@ def share(trainer: Any) -> list[Any]:
 
 
 def take_turns(
-    module: str, kind: str, folder: Path, job: Json, rounds: int, peer: Json | None = None
+    module: str,
+    kind: str,
+    folder: Path,
+    job: Json,
+    rounds: int,
+    peer: Json | None = None,
+    *,
+    sides: tuple[str, str] = ("ours", "trl"),
 ) -> list[tuple[Json, Json]]:
     """(ours, peer) of each round, who begins in turn.
 
@@ -246,16 +271,17 @@ def take_turns(
         job: of ours.
         rounds: how many.
         peer: the peer's job; None: ours.
+        sides: ours and the peer, as `measure` calls them.
     """
-    jobs = {"ours": job, "trl": job if peer is None else peer}
+    jobs = dict(zip(sides, (job, job if peer is None else peer), strict=True))
     turns = []
     for turn in range(rounds):
         found = {}
-        for side in ("ours", "trl") if turn % 2 == 0 else ("trl", "ours"):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
             found[side] = run_arm(module, [kind, side, str(folder), json.dumps(jobs[side])])
             told = ("seconds", "tokens_per_second", "peak_mb")
             print(kind, folder.name, side, {k: round(found[side][k], 2) for k in told}, flush=True)
-        turns.append((found["ours"], found["trl"]))
+        turns.append((found[sides[0]], found[sides[1]]))
     return turns
 
 
@@ -288,10 +314,10 @@ def figures_of(pairs: Sequence[tuple[Json, Json]]) -> Json:
     return compared(pairs) | {"loss_gap": check_losses(pairs), "padded_over_unique": limit}
 
 
-def finish(given: argparse.Namespace, figures: Json) -> int:
+def finish(given: argparse.Namespace, figures: Json, peer: str = "trl") -> int:
     """Write the figures and show the ratios."""
     figures |= {
-        "peer": "trl",
+        "peer": peer,
         "versions": versions(["trl", "transformers", "torch"]),
         "device": machine(),
         "threads": given.threads,

@@ -108,6 +108,7 @@ class DataSection(Section):
     system_prompt: str | None = None
     curriculum: CurriculumSection | None = None  # the order of the rows, docs/curriculum.md
     sampler: Samplers = Field(default_factory=list)  # how often each is drawn
+    batches: Literal["random", "grouped"] = "random"  # grouped: rows of one prompt in one batch
 
     @model_validator(mode="after")
     def _check_fold(self) -> Self:

@@ -1,4 +1,4 @@
-"""Puts a `DrawOrder` where a trainer's own sampler was: transformers' Trainer and TRL's alike.
+"""Puts an order of ours where a trainer's own sampler was: transformers' Trainer and TRL's alike.
 
 The loader stays the trainer's own, prepared by accelerate; only the sampler inside it is another
 one. Every process draws the whole order and accelerate hands each its batches. A resumed run passes
@@ -16,14 +16,18 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import RepeatSampler
 
-from align.data.sampling import DrawOrder, OrderPlan, OrderSampler
+from align.data.curriculum.rank import Ints
+from align.data.sampling import DrawOrder, GroupSampler, OrderPlan, OrderSampler
 from align.errors import CheckpointError, ConfigError, Problem
+
+ORDERS, GROUPED = "data.curriculum, data.sampler", "data.batches"  # what asks for an order
 
 
 class OrderMixin:
     """Adds `order` to a Trainer: `class SFTTrainer(OrderMixin, trl.SFTTrainer)`."""
 
     draws: DrawOrder | None = None
+    grouped: GroupSampler | None = None  # in its place, where the plan has groups
     order_lead = 1  # steps of the order that a loader may have drawn ahead of training
 
     def __init__(self, *args: Any, order: OrderPlan | None = None, **kwargs: Any):
@@ -36,7 +40,8 @@ class OrderMixin:
         if rows != order.rows:
             what = f"{order.rows} rows were measured, but the trainer made {rows} of them."
             fix = "leave out what drops or joins rows in `trainer`."
-            raise ConfigError([Problem("data.curriculum, data.sampler", what, fix)])
+            where = ORDERS if order.groups is None else GROUPED
+            raise ConfigError([Problem(where, what, fix)])
         self.add_callback(_Validations(self))  # type: ignore[attr-defined]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -46,6 +51,9 @@ class OrderMixin:
             return loader
         args: Any = self.args  # type: ignore[attr-defined]
         batches = innermost(loader)
+        if self.order_plan.groups is not None:
+            batches.sampler = self._grouped(self.order_plan.groups, batches.batch_size)
+            return loader
         # accelerate reads a batch ahead, and each worker of a loader so many more.
         ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
         self.order_lead = math.ceil(ahead / args.gradient_accumulation_steps)
@@ -82,6 +90,17 @@ class OrderMixin:
         )
         return loader
 
+    def _grouped(self, groups: Ints, batch_size: int) -> GroupSampler:
+        """An order in groups, in the epoch of the checkpoint that is resumed.
+
+        Batches are those of one process: accelerate hands each process whole ones, in turn.
+        """
+        assert self.order_plan is not None
+        self.grouped = GroupSampler(groups, batch_size, self.order_plan.seed)
+        if self.order_saved is not None:
+            _restore(self.grouped, self.order_saved, GROUPED)
+        return self.grouped
+
     def trained_draws(self) -> int:
         """Steps of the order that were trained on, the current one included."""
         assert self.draws is not None
@@ -97,9 +116,11 @@ class OrderMixin:
         """What a checkpoint holds beside the trainer's own."""
         above = getattr(super(), "extra_state", dict)
         state: dict[str, Any] = above()
+        epoch = int((self.state.epoch or 0) + 1e-6)  # type: ignore[attr-defined]
         if self.draws is not None:
-            epoch = int(self.state.epoch + 1e-6)  # type: ignore[attr-defined]
             state["order"] = {"draws": self.draws.state_dict(), "epoch": epoch}
+        if self.grouped is not None:
+            state["order"] = self.grouped.state_dict() | {"epoch": epoch}
         return state
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -162,10 +183,14 @@ def resume_draws(draws: DrawOrder, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it was made of other rows, difficulties, weights or batches.
     """
+    _restore(draws, state, ORDERS)
+
+
+def _restore(order: DrawOrder | GroupSampler, state: Mapping[str, Any], where: str) -> None:
     try:
-        draws.load_state_dict(state)
+        order.load_state_dict(state)
     except ValueError as error:
-        raise CheckpointError(f"data.curriculum, data.sampler: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def innermost(loader: DataLoader[Any]) -> BatchSampler:

@@ -133,6 +133,8 @@ def _data(config: SelftrainStage) -> Iterator[Problem]:
     for name in ("augment", "balance", "curriculum", "sampler", "fold"):
         if getattr(given, name):
             yield Problem(f"data.{name}", f"is set, but {CHOSEN}.", "leave it out.")
+    if given.batches != "random":
+        yield Problem("data.batches", f"is {given.batches}, but {CHOSEN}.", "leave it out.")
     if not given.validation and not given.validation_fraction:
         what = "nothing is held out, and rounds are promoted by what is."
         yield Problem("data.validation_fraction", what, "set a fraction, or data.validation.")

@@ -32,6 +32,7 @@ from align.errors import (
 )
 from align.processes import first_process
 from align.run import Run, fingerprint, write_json
+from align.stages.batches import check_prompts
 from feedback.agreement import wilson
 
 console = Console(stderr=True, quiet=not first_process())
@@ -122,6 +123,8 @@ def load_data(
     parts, splits.carried = take_out({n: getattr(splits, n) for n in ROLES})
     for name, rows in parts.items():
         setattr(splits, name, rows)
+    if config.data.batches == "grouped":
+        check_prompts(splits.train)
     card = splits.card.as_dict()
     write_json(run.path / "data_card.json", card)
     console.print(splits.card.render())

@@ -1,4 +1,4 @@
-"""From `data.curriculum` and `data.sampler` to the plan of an order, and its lines on the card."""
+"""From `data.curriculum`, `sampler` and `batches` to the plan of an order, and the card's lines."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ from align.engine.models import load_causal_lm
 from align.engine.tokenizer import load_tokenizer
 from align.errors import DataError
 from align.run import Run, fingerprint, write_json
+from align.stages.batches import describe_groups, plan_groups
 from align.stages.common import console, model_kwargs
 from align.stages.order_checks import measure_of
 from align.stages.preflight import is_classifier, loading
@@ -71,6 +72,11 @@ def plan_order(
         DataError: a column or a difficulty is not what is needed.
     """
     section = config.data
+    if section.batches == "grouped":
+        size = args.per_device_train_batch_size
+        plan, grouped = plan_groups(data.train, size, config.run.seed)
+        _note(data, run, {"batches": grouped})
+        return plan
     curriculum = section.curriculum
     if curriculum is None and not section.sampler:
         return None
@@ -103,10 +109,15 @@ def plan_order(
         chosen = {"difficulty", "order", "pacing", "start", "steps"}
         card["curriculum"] = curriculum.model_dump(include=chosen)
         card["curriculum"]["quartiles"] = [round(value, 4) for value in quarters]
+    _note(data, run, card)
+    return OrderPlan(len(data.train), config.run.seed, difficulty, order, pacing, weights)
+
+
+def _note(data: Splits, run: Run, card: dict[str, Any]) -> None:
+    """Put an order on the data card, and say it."""
     data.card.order = card
     write_json(run.path / "data_card.json", data.card.as_dict())
     console.print(describe(card))
-    return OrderPlan(len(data.train), config.run.seed, difficulty, order, pacing, weights)
 
 
 def difficulty_of(
@@ -216,7 +227,7 @@ def _shares(section: SamplerSection, data: Splits, weights: Floats) -> dict[str,
 
 def describe(card: dict[str, Any]) -> str:
     """The card's entry in words."""
-    lines = []
+    lines = [describe_groups(card["batches"])] if "batches" in card else []
     if "curriculum" in card:
         found = card["curriculum"]
         low, _, middle, _, high = found["quartiles"]

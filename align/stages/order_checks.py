@@ -1,4 +1,4 @@
-"""What of `data.curriculum` and `data.sampler` can be refused before anything loads."""
+"""What of `data.curriculum`, `sampler` and `batches` can be refused before anything loads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from align.data.curriculum.measures import MEASURES, load_difficulty
 from align.errors import ConfigError, DataError, Problem
 from align.stages.preflight import is_classifier, model_fault
 
+BY_PROMPT = ("sft", "reward", "dpo")  # not where rows of a batch are compared with each other
 WITHOUT_LOSS = ("ppo", "online_dpo", "grpo", "rloo")  # no validation loss that means anything
 PACING_OPTIONS = {
     "power": "root",
@@ -52,8 +53,11 @@ def check_order(config: TrainingStage) -> None:
         problems += _curriculum(config, data.curriculum)
     for index, sampler in enumerate(data.sampler):
         problems += _sampler(config, sampler, f"data.sampler.{index}")
-    if data.curriculum is not None or data.sampler:
-        problems += _trainer(config)
+    if data.batches == "grouped":
+        problems += _grouped(config)
+    asked = [key for key, value in _asked(data).items() if value]
+    if asked:
+        problems += _trainer(config, ", ".join(asked))
     new = [index for index, entry in enumerate(data.augment) if entry.kind in OF_NO_ROW]
     if new and wanted(data):
         what = "makes rows of no source and without the columns that data.curriculum and "
@@ -68,13 +72,40 @@ def refuse_order(data: DataSection, stage: str) -> None:
     """Refuse an order where nothing is trained.
 
     Raises:
-        ConfigError: a curriculum or a sampler is set.
+        ConfigError: a curriculum, a sampler or grouped batches are set.
     """
-    given = {"data.curriculum": data.curriculum, "data.sampler": data.sampler}
     what = f"{stage} trains nothing, so there is no order of rows."
-    problems = [Problem(key, what, "leave it out.") for key, value in given.items() if value]
+    problems = [Problem(key, what, "leave it out.") for key, value in _asked(data).items() if value]
     if problems:
         raise ConfigError(problems)
+
+
+def _asked(data: DataSection) -> dict[str, Any]:
+    """What asks for an order of the rows; falsy where it asks for none."""
+    return {
+        "data.curriculum": data.curriculum,
+        "data.sampler": data.sampler,
+        "data.batches": data.batches != "random",
+    }
+
+
+def _grouped(config: TrainingStage) -> Iterator[Problem]:
+    """What does not go with batches of few prompts."""
+    where, data = "data.batches", config.data
+    if config.stage not in BY_PROMPT:
+        what = f"grouped is of {', '.join(BY_PROMPT)}, and the stage is {config.stage}."
+        yield Problem(where, what, "leave it out.")
+    for key in ("curriculum", "sampler"):
+        if getattr(data, key):
+            what = f"grouped is an order of the rows, and data.{key} is another."
+            yield Problem(where, what, "leave one of the two out.")
+    if config.trainer.get("dataloader_drop_last"):
+        what = "leaves rows of the smallest prompts out, the same in every epoch "
+        what += "(data.batches: grouped)."
+        yield Problem("trainer.dataloader_drop_last", what, "leave it out.")
+    if config.trainer.get("per_device_train_batch_size") == 1:
+        what = "is 1, and a batch of one row holds one row of a prompt (data.batches: grouped)."
+        yield Problem("trainer.per_device_train_batch_size", what, "set more, or leave one out.")
 
 
 def _curriculum(config: TrainingStage, section: CurriculumSection) -> Iterator[Problem]:
@@ -176,9 +207,9 @@ def _difficulty(
         yield Problem(asked, what, "name a model that `align reward` trained.")
 
 
-def _trainer(config: TrainingStage) -> Iterator[Problem]:
+def _trainer(config: TrainingStage, asked: str) -> Iterator[Problem]:
     """Settings under which the trainer makes or orders its rows itself."""
-    trainer, order = config.trainer, "an order of the rows (data.curriculum, data.sampler)"
+    trainer, order = config.trainer, f"an order of the rows ({asked})"
     if trainer.get("packing"):
         what = f"joins rows into blocks, and {order} is of single rows."
         yield Problem("trainer.packing", what, "set it false; padding_free wastes none either.")

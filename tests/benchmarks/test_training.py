@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from benchmarks import sft, training
+from align.engine import prefix
+from benchmarks import batches, sft, training
 from benchmarks.training import (
     check_losses,
     figures_of,
@@ -52,14 +53,41 @@ def test_rows_have_the_tokens_that_are_asked_for(tmp_path):
     assert pair == {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " b", "rejected": " c"}
 
 
-def test_both_sides_train_alike(tmp_path, monkeypatch):
-    small = {
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The name of a model that trains in a moment."""
+    settings = {
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
         "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
-    (tmp_path / "small.json").write_text(json.dumps(small))
+    (tmp_path / "small.json").write_text(json.dumps(settings))
     monkeypatch.setattr(training, "MODELS", tmp_path)
-    prepare(tmp_path / "made", "small", made_pairs(20, 5, 8), words=True)
+    return "small"
+
+
+def test_pairs_of_one_prompt_stand_together():
+    prompts = [row["prompt"] for row in made_pairs(20, 5, 6, each=3)]
+    assert prompts[:3] == prompts[:1] * 3
+    assert prompts[3:] == prompts[3:4] * 3
+    assert prompts[0] != prompts[3]
+
+
+def test_grouped_batches_compute_fewer_of_the_same_tokens(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(prefix, "counted_costs", lambda _: None)  # share, as larger models would
+    prepare(tmp_path / "made", small, made_pairs(20, 5, 32, each=4), words=True)
+    args = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
+    job = {"steps": 8, "threads": 1, "reference": True, "args": args}
+    grouped, chance = (measure("DPO", side, tmp_path / "made", job) for side in batches.SIDES)
+    found = batches.tokens_of([(grouped, chance)])
+    # 4 pairs of 26 and 26 tokens a batch, policy and reference: 20 shared once, or by pair
+    assert found["tokens"]["grouped"] == {"real_tokens": 3328, "computed_tokens": 1088}
+    assert 1.2 < found["tokens_ratio"] <= 2048 / 1088
+    with pytest.raises(RuntimeError, match="real tokens differ: 3328 grouped, 3327 at random"):
+        batches.tokens_of([(grouped, chance | {"real_tokens": 3327})])
+
+
+def test_both_sides_train_alike(tmp_path, small):
+    prepare(tmp_path / "made", small, made_pairs(20, 5, 8), words=True)
     args = {"per_device_train_batch_size": 2, "learning_rate": 1e-3}
     job = {"steps": 2, "threads": 1, "reference": True, "args": args}
     ours, peer = (measure("DPO", side, tmp_path / "made", job) for side in ("ours", "trl"))

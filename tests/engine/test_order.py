@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import socket
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +14,16 @@ from datasets import Dataset
 
 from align.data.curriculum import competence
 from align.data.sampling import DrawOrder, OrderPlan, OrderSampler, Pacing
-from align.engine.launch import launch_command
 from align.engine.trainers import SFTTrainer
 from align.errors import ConfigError
 from align.ppo.loader import PromptStream
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("order_script.py")
-
-
-def on_two_processes(arguments: list[str], folder: Path) -> None:
-    """Run a command of Python's over gloo, to its end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = launch_command("cpu2", [], processes=2, main_port=port)
-    start = command[: command.index("--module")]
-    preset = start.index("--config_file") + 1
-    start[preset] = str((ROOT / start[preset]).resolve())
-    done = subprocess.run(
-        [*start, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_processes_draw_and_train_as_one(policy_dir, tmp_path):
+def test_two_processes_draw_and_train_as_one(policy_dir, tmp_path, on_two_processes):
     facts, weights = {}, {}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -1,5 +1,7 @@
-"""Samplers: row weights (`weights`), the global order of draws (`order`) and its torch sampler."""
+"""Samplers: row weights (`weights`), orders of rows (`order`, `groups`), torch samplers."""
 
+from align.data.sampling.group_sampler import GroupSampler
+from align.data.sampling.groups import grouped_order, prompt_groups
 from align.data.sampling.order import DrawOrder
 from align.data.sampling.plan import OrderPlan, Pacing
 from align.data.sampling.sampler import OrderSampler
@@ -14,6 +16,7 @@ from align.data.sampling.weights import (
 
 __all__ = [
     "DrawOrder",
+    "GroupSampler",
     "OrderPlan",
     "OrderSampler",
     "Pacing",
@@ -21,6 +24,8 @@ __all__ = [
     "by_uncertainty",
     "class_balanced",
     "effective_number",
+    "grouped_order",
+    "prompt_groups",
     "recency",
     "temperature_mix",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from align.data.curriculum.adaptive import AdaptiveCompetence
 from align.data.curriculum.pacing import Competence, competence
-from align.data.curriculum.rank import Floats, Order
+from align.data.curriculum.rank import Floats, Ints, Order
 from align.data.sampling.order import DrawOrder
 
 
@@ -53,7 +53,7 @@ class Pacing:
 
 @dataclass(frozen=True)
 class OrderPlan:
-    """Difficulties, weights and pacing of N training rows."""
+    """Difficulties, weights and pacing of N training rows; or their groups, and nothing else."""
 
     rows: int
     seed: int = 0
@@ -61,6 +61,7 @@ class OrderPlan:
     order: Order = "easy"
     pacing: Pacing | None = None
     weights: Floats | None = None  # (N,)
+    groups: Ints | None = None  # (N,), rows of one number stand in one batch
 
     def open(
         self, per_step: int, total: int, *, per_epoch: int | None = None, scale: float = 1.0
