@@ -119,6 +119,9 @@ def check_rows(config: KTOStage) -> None:
     given = {"data.curriculum": config.data.curriculum, "data.sampler": config.data.sampler}
     what = "another order of rows would part each prompt from its neighbour's answer."
     problems = [Problem(key, what, "leave it out.") for key, value in given.items() if value]
+    if config.data.batches != "random":
+        what = "the KL term wants another prompt's answer, and these batches hold one prompt's."
+        problems.append(Problem("data.batches", what, "leave it out."))
     if config.data.labels != "majority":
         what = f"{config.data.labels} makes soft labels, and KTO's rows are good or bad."
         problems.append(Problem("data.labels", what, "leave it out, or use `align dpo`."))

@@ -163,7 +163,8 @@ def test_what_cannot_work_is_refused_all_at_once(tmp_path, policy_dir, marked):
     assert "pairs each prompt with another row's answer" in str(found.value)
     assert "trainer.train_sampling_strategy" in str(found.value)
     order = ["data.curriculum={difficulty: length}", "data.sampler=[{by: source}]"]
-    with pytest.raises(ConfigError, match=r"data.curriculum(.|\n)*data.sampler"):
+    order.append("data.batches=grouped")
+    with pytest.raises(ConfigError, match=r"data.curriculum(.|\n)*data.sampler(.|\n)*data.batches"):
         run_stage(tmp_path, policy_dir, marked, "order", *order)
     with pytest.raises(DataError, match="every training row is marked good"):
         run_stage(tmp_path, policy_dir, marked.filter(lambda row: row["label"]), "good")
