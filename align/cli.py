@@ -20,6 +20,7 @@ from align import __version__
 from align.errors import AlignError, ConfigError, Problem
 from align.feedback_cli import app as feedback_app
 from align.guard_cli import app as guard_app
+from align.init_cli import init
 from align.interrupts import end_on_sigterm
 from align.quiet import quiet_libraries
 from align.reward_cli import TRAIN
@@ -298,33 +299,7 @@ def quickstart(
 
 app.command()(generate)
 app.command()(chat)
-
-
-@app.command()
-def init(
-    config: Annotated[
-        Path, typer.Argument(help="Model config, e.g. configs/models/llama-6m.json.")
-    ],
-    data: Annotated[list[Path], typer.Option("--data", help="Text the tokenizer learns from.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the model goes.")],
-    vocab_size: Annotated[int, typer.Option(help="Of the tokenizer.")] = 4096,
-    chat_template: Annotated[str, typer.Option(help="Built-in name or .jinja file.")] = "chatml",
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 42,
-) -> None:
-    """Make a fresh model and tokenizer from a config: for machines without a hub."""
-    quiet_libraries()
-    from align.engine.create import create_model
-
-    print(
-        create_model(
-            config,
-            out,
-            tokenizer_data=data,
-            vocab_size=vocab_size,
-            chat_template=chat_template,
-            seed=seed,
-        )
-    )
+app.command()(init)
 
 
 @app.command()
