@@ -16,18 +16,15 @@ from datasets import Dataset
 
 from align.config.stages import DPOStage
 from align.engine.head import completion_logprobs
-from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
 from align.engine.soft_labels import has_soft_labels, refuse_soft_labels
-from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import DPOTrainer
 from align.errors import ConfigError, ModelError, Problem
-from align.run import Run, fingerprint, read_jsonl
+from align.run import Run, read_jsonl
 from align.stages.common import (
     console,
     held_out,
     load_data,
     measure_held_out,
-    model_kwargs,
     open_tokenizer,
     save_model,
     seed_everything,
@@ -35,13 +32,11 @@ from align.stages.common import (
 )
 from align.stages.dryrun import context_of, dry_report
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guard_source import step_rows
-from align.stages.guards import build_guards
 from align.stages.order import plan_order
 from align.stages.order_checks import check_order
-from align.stages.preflight import build_trainer, check_start, gather, loading
+from align.stages.policy import open_policy
+from align.stages.preflight import build_trainer, check_start, gather
 from align.stages.reference import precompute_reference, sharded
-from align.stages.sft import sft_source
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from feedback.agreement import wilson
@@ -96,31 +91,20 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
         dry_report(config, run, args)
         return
     order = plan_order(config, data, "preference", tokenizer, run, args)
-    with loading(config.model.path):
-        model = load_causal_lm(config.model.path, **model_kwargs(config.model))
-    match_embeddings(model, tokenizer)
-    disable_dropout(model)
-    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
-    # Taken before freezing and adapters: what the policy is now.
-    reference = None if config.peft else snapshot(model)
-    freeze(model, config.model.freeze)
-    source = sft_source(tokenizer, args.max_length, model.device, step_rows(args))
-    guards = build_guards(config.guards, model, source, config.model.path, run)
-    adapter = (
-        peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
-    )
+    policy = open_policy(config, run, tokenizer, args)
+    guards = policy.guards
     before = args.precompute_ref_log_probs and not sharded(args)
     if before:
         args.precompute_ref_log_probs = False
     trainer = build_trainer(
         DPOTrainer,
-        model=model,
-        ref_model=reference,
+        model=policy.model,
+        ref_model=policy.reference,
         args=args,
         train_dataset=data.train,
         eval_dataset=held_out(data),
         processing_class=tokenizer,
-        peft_config=adapter,
+        peft_config=policy.adapter,
         guards=guards,
         order=order,
     )
@@ -137,7 +121,7 @@ def run(config: DPOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     measured = leave_ties_out(measure_held_out(trainer, prepared), prepared)
     results = {"steps": trainer.state.global_step, **measured}
     save_model(trainer.model, tokenizer, run.model)
-    finish_guards(guards, config.guards, trainer, trainer.model, source, data.train, run)
+    finish_guards(guards, config.guards, trainer, trainer.model, policy.source, data.train, run)
     run.finish(**results)
 
 

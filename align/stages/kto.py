@@ -17,16 +17,13 @@ from trl.data_utils import unpair_preference_dataset
 
 from align.config.stages import KTOStage
 from align.data import Splits
-from align.engine.models import disable_dropout, freeze, load_causal_lm, peft_config, snapshot
-from align.engine.tokenizer import match_embeddings
 from align.engine.trainers import KTOTrainer
 from align.errors import ConfigError, DataError, Problem
-from align.run import Run, fingerprint
+from align.run import Run
 from align.stages.common import (
     held_out,
     load_data,
     measure_held_out,
-    model_kwargs,
     open_tokenizer,
     save_model,
     seed_everything,
@@ -35,10 +32,8 @@ from align.stages.common import (
 from align.stages.dpo import check_margin
 from align.stages.dryrun import context_of, dry_report
 from align.stages.guard_memory import finish_guards, settle_guards
-from align.stages.guard_source import step_rows
-from align.stages.guards import build_guards
-from align.stages.preflight import build_trainer, check_start, gather, loading
-from align.stages.sft import sft_source
+from align.stages.policy import open_policy
+from align.stages.preflight import build_trainer, check_start, gather
 from align.stages.sharing import share_in_trl
 from align.stages.training import train
 from reward.preferences import is_tie
@@ -72,28 +67,17 @@ def run(config: KTOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     if dry_run:
         dry_report(config, run, args)
         return
-    with loading(config.model.path):
-        model = load_causal_lm(config.model.path, **model_kwargs(config.model))
-    match_embeddings(model, tokenizer)
-    disable_dropout(model)
-    run.add_parent("model", config.model.path, fingerprint=fingerprint(config.model.path))
-    # Taken before freezing and adapters: what the policy is now.
-    reference = None if config.peft else snapshot(model)
-    freeze(model, config.model.freeze)
-    source = sft_source(tokenizer, args.max_length, model.device, step_rows(args))
-    guards = build_guards(config.guards, model, source, config.model.path, run)
-    adapter = (
-        peft_config(config.peft.method, config.peft.kwargs, "CAUSAL_LM") if config.peft else None
-    )
+    policy = open_policy(config, run, tokenizer, args)
+    guards = policy.guards
     trainer = build_trainer(
         KTOTrainer,
-        model=model,
-        ref_model=reference,
+        model=policy.model,
+        ref_model=policy.reference,
         args=args,
         train_dataset=data.train,
         eval_dataset=held_out(data),
         processing_class=tokenizer,
-        peft_config=adapter,
+        peft_config=policy.adapter,
         guards=guards,
     )
     share_in_trl(trainer, config.model.prefix_sharing, run, resume=resume)
@@ -106,7 +90,7 @@ def run(config: KTOStage, run: Run, *, resume: bool = False, dry_run: bool = Fal
     results = {"steps": trainer.state.global_step, **measure_held_out(trainer, prepared)}
     save_model(trainer.model, tokenizer, run.model)
     good = data.train.filter(lambda row: row["label"])  # what must stay likely
-    finish_guards(guards, config.guards, trainer, trainer.model, source, good, run)
+    finish_guards(guards, config.guards, trainer, trainer.model, policy.source, good, run)
     run.finish(**results)
 
 
