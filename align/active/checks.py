@@ -15,7 +15,8 @@ from align.config.stages import ActiveStage
 from align.data.remote import is_store
 from align.errors import ConfigError, Problem, RewardError
 from align.rollout.open import check_rollout
-from align.stages.preflight import check_peft, gather, is_classifier, is_local, model_fault
+from align.stages.peft_checks import check_peft
+from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from feedback.acquisition import Annotator, Holdout
 from reward.functions import load_reward_function
 
@@ -39,7 +40,7 @@ def check_active(config: ActiveStage) -> Chooser:
         if problems:
             raise ConfigError(problems)
 
-    gather(own, lambda: check_peft(config.peft, "reward"))
+    gather(own, lambda: check_peft(config.peft, "reward", config.model.path))
     assert chooser is not None
     return chooser
 

@@ -61,11 +61,12 @@ def plan(config: ContinualStage, folder: Path) -> list[Step]:
                 place = step_folder(folder, "" if shared else arm, seed, number, task.name)
                 found: list[Problem] = []
                 raw = _raw(config, task, number, guards, folder, place, seed, columns)
-                columns = columns.after(number, task.name, str(place / "model"))
                 read = check_mapping(STAGES[task.stage], raw, found)
                 where = f"tasks.{number - 1}.settings"
                 own = len(task.settings.get("guards") or [])
-                problems += [_moved(one, where, arm, own) for one in found]
+                by_arm = columns.on(number)
+                problems += [_moved(one, where, arm, own, by_arm) for one in found]
+                columns = columns.after(number, task.name, str(place / "model"))
                 if isinstance(read, TrainingStage):
                     steps.append(Step(arm, seed, number, task, place, read, columns))
     if problems:
@@ -180,9 +181,11 @@ def _names(config: ContinualStage) -> Iterator[Problem]:
         yield Problem("seeds", "one of them is there twice.", "each once.")
 
 
-def _moved(problem: Problem, where: str, arm: str, own: int) -> Problem:
-    """A stage's problem under the key that the user wrote."""
+def _moved(problem: Problem, where: str, arm: str, own: int, by_arm: bool) -> Problem:
+    """A stage's problem under the key that the user wrote; `by_arm`: its adapter is the arm's."""
     first, _, rest = problem.where.partition(".")
+    if first == "peft" and by_arm:
+        return Problem(f"arms.{arm}: adapters.{rest}", problem.what, problem.fix)
     if first != "guards" or not rest.split(".")[0].isdigit():
         return Problem(f"{where}.{problem.where}", problem.what, problem.fix)
     place = int(rest.split(".")[0])
@@ -199,7 +202,9 @@ def _check(step: Step, start: str) -> None:
     except ConfigError as error:
         where = f"tasks.{step.number - 1}.settings"
         own = len(step.task.settings.get("guards") or [])
-        raise ConfigError([_moved(p, where, step.arm, own) for p in error.problems]) from None
+        on = step.columns.on(step.number)
+        moved = [_moved(p, where, step.arm, own, on) for p in error.problems]
+        raise ConfigError(moved) from None
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:

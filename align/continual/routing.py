@@ -59,10 +59,7 @@ class Routes:
     def _learn(self, model: nn.Module) -> None:
         router = Router()
         for task in self.tasks:
-            section = DataSection.model_validate(task.settings["data"])
-            plain = section.model_copy(update={"augment": [], "balance": None})
-            rows = load_splits(plain, ROWS.get(task.stage, "prompts")).train
-            router.learn(task.name, self._features(model, list(rows.take(min(PROMPTS, len(rows))))))
+            router.learn(task.name, self._features(model, task_rows(task)))
         self.means = router.means
 
     def _features(self, model: nn.Module, rows: Rows) -> Tensor:
@@ -72,6 +69,18 @@ class Routes:
             ids = torch.tensor([prompt_ids(row, self.tokenizer)[: self.longest]], device=device)
             batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         return mean_features(model, batches)
+
+
+def task_rows(task: TaskSection) -> Rows:
+    """Rows whose prompts stand for a task: the first that it trains on.
+
+    Raises:
+        AlignError: the task's data cannot be read.
+    """
+    section = DataSection.model_validate(task.settings["data"])
+    plain = section.model_copy(update={"augment": [], "balance": None})
+    rows = load_splits(plain, ROWS.get(task.stage, "prompts")).train
+    return list(rows.take(min(PROMPTS, len(rows))))
 
 
 def prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:

@@ -16,10 +16,10 @@ from align.processes import processes
 from align.rollout.open import check_rollout
 from align.selftrain.fit import PolicyLearner, RewardEnsemble
 from align.stages.dpo import check_losses
+from align.stages.peft_checks import check_peft
 from align.stages.preflight import (
     TRACKERS,
     check_guards,
-    check_peft,
     gather,
     is_classifier,
     is_local,
@@ -56,7 +56,7 @@ def check_selftrain(config: SelftrainStage) -> None:
     stage = inner_stage(config)
     checks: list[Any] = [
         own,
-        lambda: check_peft(config.peft, stage),
+        lambda: check_peft(config.peft, stage, config.model.path),
         lambda: check_guards(first_training(config, Path(config.run.dir or ""))),
     ]
     if policy and config.reward:

@@ -14,7 +14,7 @@ from align.continual.earlier import write_earlier
 from align.continual.loop import Load, Rows, run_steps
 from align.continual.measure import Column, open_column
 from align.continual.plan import EARLIER, Step, check_steps, plan
-from align.continual.routing import Routes
+from align.continual.routing import Routes, task_rows
 from align.continual.story import tell_story
 from align.engine.models import load_causal_lm
 from align.run import Run, fingerprint, write_json
@@ -80,6 +80,9 @@ def _open(config: ContinualStage, run: Run) -> tuple[list[Step], list[Column], A
     if any(guard.get("data") == EARLIER for arm in config.arms.values() for guard in arm):
         write_earlier(config.tasks[:-1], run.path)
     check_steps(steps)
+    if any(step.columns.routed for step in steps):
+        for task in config.tasks:
+            task_rows(task)  # unreadable ones would be found once the first task is trained
     tokenizer, longest = open_tokenizer(config.model), context_of(config.model.path)
     columns = [open_column(t.name, t.measure, t, tokenizer, longest) for t in config.tasks]
     columns += [open_column(o.name, o, None, tokenizer, longest) for o in config.others]

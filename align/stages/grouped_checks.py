@@ -14,7 +14,7 @@ from align.data.tokens import encode_prompts
 from align.engine.head import completion_logprobs
 from align.errors import ConfigError, DataError, ModelError, Problem
 from align.rollout.base import pad_id, pad_left
-from align.stages.preflight import VIRTUAL_TOKENS
+from align.stages.peft_checks import VIRTUAL_TOKENS
 from align.types import Text
 
 TOLERANCE = 1e-3  # nats per token in float32

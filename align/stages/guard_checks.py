@@ -66,10 +66,12 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
     if remember and getattr(section, "by", None):
         what = "training rows have no column but their own: classes are those of `data`."
         yield Problem(f"{where}.by", what, "run `align guard buffer --by` on the file.")
-    if remember and getattr(section, "buffer", "") == "herding" and _split(config.trainer):
-        what = "herding reads whole weights at the end, and here they are split over processes."
+    split = zero_stage(config.trainer) == 3 or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if (remember or data) and getattr(section, "buffer", "") == "herding" and split:
+        key = "remember" if remember else "buffer"
+        what = "herding reads whole weights, and here they are split over processes."
         fix = "run `align guard buffer --kind herding` on the saved model."
-        yield Problem(f"{where}.remember", what, fix)
+        yield Problem(f"{where}.{key}", what, fix)
     if not section.reads_data or data or artefact or remember:
         return
     if not find_artefacts(config.model.path, KINDS.get(section.type, section.type)):

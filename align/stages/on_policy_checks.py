@@ -22,7 +22,8 @@ from align.ppo.advantages import CRITICS, ESTIMATORS
 from align.ppo.checks import truncations
 from align.processes import processes
 from align.rollout.open import check_rollout
-from align.stages.preflight import VIRTUAL_TOKENS, is_classifier, model_fault
+from align.stages.peft_checks import VIRTUAL_TOKENS
+from align.stages.preflight import is_classifier, model_fault
 
 
 def check_sampling(rollout: RolloutSection, context: int | None = None) -> None:

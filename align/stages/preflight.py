@@ -16,9 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from align.config.sections import PeftSection
 from align.config.stages import TrainingStage
-from align.engine.models import peft_config
 from align.errors import (
     AlignError,
     ConfigError,
@@ -27,8 +25,8 @@ from align.errors import (
     Problem,
 )
 from align.stages.guard_checks import check_guards
+from align.stages.peft_checks import check_peft
 
-VIRTUAL_TOKENS = ("prefix_tuning", "prompt_tuning", "p_tuning")
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # files of which one is there
 TRACKERS = ("wandb", "mlflow", "trackio")
 
@@ -42,7 +40,7 @@ def check_start(config: TrainingStage) -> None:
         ModelError: the model's directory is missing or damaged.
     """
     gather(
-        lambda: check_peft(config.peft, config.stage),
+        lambda: check_peft(config.peft, config.stage, config.model.path),
         lambda: check_guards(config),
     )
     for name in config.tracking.report_to:
@@ -189,53 +187,6 @@ def is_classifier(path: str) -> bool:
         return False
     names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
     return any("SequenceClassification" in name for name in names)
-
-
-def check_peft(section: PeftSection | None, stage: str) -> None:
-    """Refuse adapters that PEFT or the stage would refuse once everything is loaded.
-
-    Raises:
-        ConfigError: missing or unfit `peft.kwargs`, or a method that the stage cannot start from.
-    """
-    if section is None:
-        return
-    virtual = section.method in VIRTUAL_TOKENS
-    problems = []
-    if virtual and not section.kwargs.get("num_virtual_tokens"):
-        problems.append(
-            Problem(
-                "peft.kwargs",
-                f"{section.method} needs num_virtual_tokens.",
-                "for example peft.kwargs={num_virtual_tokens: 16}.",
-            )
-        )
-    if virtual and stage == "reward":
-        problems.append(
-            Problem(
-                "peft.method",
-                f"{section.method} cannot be merged, and a reward model is saved whole.",
-                "use lora.",
-            )
-        )
-    if virtual and stage in ("dpo", "kto"):
-        problems.append(
-            Problem(
-                "peft.method",
-                f"{section.method} changes the policy before the first step, so that "
-                f"{stage.upper()}'s margin would not start at 0.",
-                "use lora, which starts as the identity.",
-            )
-        )
-    rank = section.kwargs.get("r")
-    if isinstance(rank, int) and rank < 1:
-        problems.append(Problem("peft.kwargs.r", f"{rank} is not at least 1."))
-    if not problems:
-        try:
-            peft_config(section.method, section.kwargs, "CAUSAL_LM")
-        except (ModelError, ValueError) as error:
-            problems.append(Problem("peft.kwargs", f"{section.method} refuses them: {error}"))
-    if problems:
-        raise ConfigError(problems)
 
 
 @contextmanager

@@ -236,6 +236,7 @@ CONFIGURATIONS = {  # overrides: what is named
     ("peft.method=prefix_tuning", "value.backbone=shared"): ["value.backbone: `shared` cannot"],
     ("peft.method=prefix_tuning",): ["prefix_tuning needs num_virtual_tokens"],
     ("peft.kwargs={rr: 3}",): ["'rr'"],
+    ("peft.kwargs={target_modules: [q_proj, v_prj]}",): ["'v_prj'. Fix: did you mean v_proj?"],
 }
 
 
@@ -275,6 +276,7 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         {"type": "clear"},
         {"type": "replay", "strength": 1.0, "data": str(world.sft), "budget": {"data": "no.jsonl"}},
         {"type": "replay", "strength": 1.0, "remember": True, "buffer": "herding"},
+        {"type": "replay", "strength": 1.0, "data": str(world.sft), "buffer": "herding"},
     ]
     result = cli(*stage("sft", f"model.path={unreadable}", "peft.method=lora", guards=guards))
     assert result.code == 2
@@ -287,7 +289,8 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         "guards.2.data: nope.jsonl: no such file",
         "guards.3: clear holds a policy and its critic",
         "guards.4.budget.data: no.jsonl: no such file",
-        "guards.5.remember: herding reads whole weights at the end",
+        "guards.5.remember: herding reads whole weights",
+        "guards.6.buffer: herding reads whole weights",
     ):
         assert part in result.text, part
     given = ["guards=[{type: ewcc, strength: 1}, {type: distill, strength: 1, fisher: true}]"]

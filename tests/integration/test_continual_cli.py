@@ -290,6 +290,32 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         assert words in result.text, words
 
 
+def test_faults_of_an_arms_adapters_are_named_in_the_arm(config, cli, world):
+    task = {"name": "answers", "settings": {"data": {"train": str(world.sft)}}}
+    for kwargs, words in (
+        ({"rr": 2}, "arms.own: adapters.kwargs: lora refuses them"),
+        ({"target_modules": ["q_prj"]}, "no module 'q_prj'. Fix: did you mean q_proj?"),
+    ):
+        arms = {"own": [{"type": "adapters", "kwargs": kwargs}]}
+        result = cli(*config(tasks=[task], others=[], arms=arms, seeds=[0]))
+        assert result.code == 2, result.text
+        assert words in result.text
+        assert "tasks.0.settings.peft" not in result.text
+
+
+def test_a_routed_arm_reads_every_tasks_prompts_first(config, cli, world, tmp_path):
+    gone = tmp_path / "gone.jsonl"
+    measure = {"data": str(world.sft)}
+    tasks = [
+        {"name": name, "settings": {"data": {"train": str(path)}}, "measure": measure}
+        for name, path in (("here", world.sft), ("there", gone))
+    ]
+    arms = {"routed": [{"type": "adapters", "route": "prompt"}]}
+    result = cli(*config(tasks=tasks, others=[], arms=arms, seeds=[0]), "--dry-run")
+    assert result.code != 0
+    assert "gone.jsonl" in result.text
+
+
 def test_a_task_without_held_out_rows_says_what_to_do(config, cli, world):
     task = {
         "name": "answers",

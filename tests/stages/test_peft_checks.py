@@ -1,0 +1,60 @@
+"""What is refused of adapters from a model's configuration alone."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+
+from align.config.sections import PeftSection
+from align.errors import ConfigError
+from align.stages.peft_checks import check_peft, module_names, target_problems
+
+REFUSED = [
+    (["q_proj", "v_prj"], "has no module 'v_prj'", "did you mean v_proj?"),
+    (["attention"], "has no module 'attention'", "there are "),
+    ("layers.*k_prj", "the expression 'layers.*k_prj' matches", "names look like model.layers."),
+    ("*_proj", "'*_proj' is no regular expression", "mend it"),
+]
+FINE = [
+    ["q_proj", "layers.0.mlp.up_proj"],
+    r".*layers\.[01]\.self_attn\.\w_proj",
+    "all-linear",
+    None,
+]
+
+
+@pytest.mark.parametrize(("wanted", "what", "fix"), REFUSED)
+def test_names_that_a_model_has_not(policy_dir, wanted, what, fix):
+    section = PeftSection(method="lora", kwargs={"target_modules": wanted})
+    with pytest.raises(ConfigError) as error:
+        check_peft(section, "sft", str(policy_dir))
+    (problem,) = error.value.problems
+    assert problem.where == "peft.kwargs.target_modules"
+    assert what in problem.what
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize("wanted", FINE)
+def test_what_peft_takes_passes(policy_dir, tiny_llama, wanted):
+    kwargs = {"target_modules": wanted} if wanted else {}
+    check_peft(PeftSection(method="lora", kwargs=kwargs), "sft", str(policy_dir))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **kwargs)
+    assert peft.get_peft_model(tiny_llama(), config).get_nb_trainable_parameters()[0] > 0
+
+
+def test_a_reward_models_head_is_a_module_and_an_adapter_has_its_bases(
+    policy_dir, tiny_llama, tmp_path
+):
+    assert "score" in module_names(str(policy_dir), "reward")
+    assert "lm_head" in module_names(str(policy_dir), "sft")
+    adapted = peft.get_peft_model(tiny_llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(policy_dir)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert "lm_head" in module_names(str(tmp_path / "adapter"), "dpo")
+
+
+def test_what_cannot_be_known_is_not_refused(tmp_path):
+    wanted = {"target_modules": ["nowhere"]}
+    (tmp_path / "config.json").write_text('{"model_type": "of_its_own"}')
+    for path in ("owner/model", "", str(tmp_path)):
+        assert list(target_problems(wanted, path, "sft")) == []
