@@ -192,6 +192,8 @@ def _load(
     entry.read, entry.bad = len(data.records), len(bad)
     card.ties += data.ties + sum(row.reason == EQUAL_ANSWERS for row in bad)
     card.contested += data.contested
+    if data.unread:
+        card.warn(f"{source.path}: {data.unread}.")
     card.sources.append(entry)
     return rows, bad
 

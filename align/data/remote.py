@@ -31,6 +31,7 @@ class SourceData:
     format: str | None = None  # where the source itself says it
     ties: int = 0  # pairs without a winner, which make no preference row
     contested: int = 0  # pairs on which people disagree
+    unread: str | None = None  # what people said in it that these rows leave out
 
 
 def read_source(
@@ -135,7 +136,7 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
     if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
-        name, format = store.url, "preference"
+        name, format, unread = store.url, "preference", None
         thumbs = [j for j in store.judgements() if isinstance(j, Thumb)]
         if kind == "ranking":
             said = [j for j in store.judgements() if isinstance(j, Ranking)]
@@ -145,16 +146,22 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
             found, format = Preferences(regression_rows(rated)), kind
         elif thumbs and (kind == "unpaired" or not any(store.comparisons())):
             found, format = Preferences(unpaired_rows(thumbs)), "unpaired"
+            if pairs := sum(1 for _ in store.comparisons()):
+                unread = f"{pairs} comparisons are not read beside {len(thumbs)} thumbs: "
+                unread += "`align dpo` and `align reward` read them, and without thumbs `align kto`"
         elif labels == "majority":
             found = preferences(store.settled())  # adjudications in the place of the votes
         else:
             found = preferences(store.settled(), soft="column", labels=labels)
+        if thumbs and format == "preference":
+            unread = f"{len(thumbs)} thumbs are not read beside comparisons: `align kto` reads them"
     return SourceData(
         [Record(f"{name}#{i}", row) for i, row in enumerate(found.rows, start=1)],
         rows_sha256(found.rows),
         format=format,
         ties=found.ties,
         contested=found.contested,
+        unread=unread,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from align.config.sections import DataSection
 from align.data import load_splits
 from align.errors import DataError
-from feedback.schema import Comparison
+from feedback.schema import Comparison, Thumb
 from feedback.store import FeedbackStore
 
 
@@ -47,3 +47,16 @@ def test_only_ties(tmp_path):
         store.add_comparison(compare("q", "tie", "x"))
     with pytest.raises(DataError, match=r"holds no rows \(1 pairs are ties\)"):
         load_splits(section(url), "preference")
+
+
+def test_what_a_store_holds_beside_is_named(tmp_path):
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    with FeedbackStore(url) as store:
+        store.add_comparison(compare("q1", "a", "x"))
+        store.add_judgements([Thumb("q2", "yes", True, "x"), Thumb("q3", "no", False, "x")])
+    thumbs = load_splits(section(url), "unpaired")
+    assert sorted(thumbs.train["prompt"]) == ["q2", "q3"]
+    assert any("1 comparisons are not read beside 2 thumbs" in w for w in thumbs.card.warnings)
+    pairs = load_splits(section(url), "preference")
+    assert pairs.train["prompt"] == ["q1"]
+    assert any("2 thumbs are not read" in warning for warning in pairs.card.warnings)
