@@ -107,7 +107,7 @@ class SI(WeightGuard):
                     kept = kept - self.strength * self.importance[name] * apart
                 elif kept is found:
                     kept = found.clone()
-                if bool(torch.isfinite(kept).all()):
+                if bool(torch.isfinite(kept.sum())):  # of all numbers: NaN and inf stay in a sum
                     self._gradient[name] = kept
                     self._before[name] = weight.now().detach().float().clone()
         super().before_step(model, scale)
@@ -117,8 +117,8 @@ class SI(WeightGuard):
         weights = trained_weights(model)
         with torch.no_grad():
             for name, gradient in self._gradient.items():
-                moved = weights[name].now().detach().float() - self._before[name]
-                self.path[name].addcmul_(gradient, moved, value=-1.0)
+                back = self._before[name].sub_(weights[name].now().detach().float())
+                self.path[name].addcmul_(gradient, back)
         self._gradient.clear()
         super().after_step(model, optimizer)
 
