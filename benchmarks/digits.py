@@ -54,6 +54,7 @@ def learn(
     table = []
     for number, task in enumerate(tasks):
         seen = [together_of(tasks[: number + 1])] if name == "joint" else [task]
+        method.before(task)
         guards = method.guards(model, number)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         for _ in range(epochs):

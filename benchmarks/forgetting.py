@@ -103,7 +103,7 @@ def two_sets(folder: Path, seed: int, given: argparse.Namespace, stage: str) -> 
         corpora = [Path(first), Path(second)]
         create_model(MODEL, base, tokenizer_data=corpora, vocab_size=2048, seed=seed)
     old = [{"path": first, "columns": {"prompt": "question", "completion": "answer"}}]
-    new = settings(second, given.second, 3e-3 if stage == "sft" else 3e-4)
+    new = settings(second, given.second, 3e-3 if stage == "sft" else 1e-3)
     measure = {"kind": "likelihood" if stage == "sft" else "preference", "rows": 200}
     return {
         "model": {"path": str(base)},
@@ -138,6 +138,7 @@ def world_and_ppo(folder: Path, seed: int, given: argparse.Namespace) -> Json:
             "total_episodes": given.episodes,
             "rollout_batch_size": 128,
             "per_device_train_batch_size": 64,
+            "ppo_epochs": 2,
             "learning_rate": 3e-4,
             "kl_coef": 0.05,
             "save_strategy": "no",
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="with commas")
     parser.add_argument("--first", type=int, default=300, help="steps of the first task")
     parser.add_argument("--second", type=int, default=60, help="steps of the second")
-    parser.add_argument("--episodes", type=int, default=2560, help="of PPO")
+    parser.add_argument("--episodes", type=int, default=1280, help="of PPO")
     parser.add_argument("--tolerance", type=float, default=0.08, help="of the new task's score")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -35,8 +35,8 @@ def share_in_trl(trainer: Any, mode: Mode, run: Run, *, resume: bool) -> None:
     models = {"policy": trainer.model, "reference": reference}
     trainer.sharing = share(models, mode, run, resume=resume)
     trained_on = bool(getattr(trainer.args, "entropy_coef", None))  # GRPO's
-    for model in filter(None, models.values()):
-        inner = causal_lm(extract_model_from_parallel(model))
+    for model in (one for one in models.values() if one is not None):  # a compiled one has no truth
+        inner = uncompiled(model)
         around = trainer.accelerator.autocast if model is reference else None
         given = {} if around is None else {"around": around}
         if not read_labels_only(inner, entropy_gradient=trained_on, **given):
@@ -99,5 +99,10 @@ def share(
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """The backbone of a model with a head; a bare one is itself."""
-    inner = causal_lm(extract_model_from_parallel(model))
+    inner = uncompiled(model)
     return inner.base_model if isinstance(inner, PreTrainedModel) else inner
+
+
+def uncompiled(model: nn.Module) -> PreTrainedModel:
+    """The transformers model in what accelerate, torch.compile and PEFT put around it."""
+    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))

@@ -62,6 +62,22 @@ def test_on_and_off_train_alike(launch, stage):
     assert json.loads((runs["on"] / FILE).read_text()) == {"mode": "on", "plain": {}, "costs": None}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_a_compiled_model_trains_alike(launch, stage):
+    compiled = ["trainer.torch_compile=true", "trainer.torch_compile_backend=aot_eager"]
+    runs = {
+        "on": launch(stage, "on", "model.prefix_sharing=on", *compiled),
+        "off": launch(stage, "off", "model.prefix_sharing=off"),
+    }
+    weights = {mode: load_file(run / "model" / "model.safetensors") for mode, run in runs.items()}
+    assert weights["on"].keys() == weights["off"].keys()
+    for name, value in weights["off"].items():
+        assert torch.allclose(weights["on"][name], value, atol=2e-5), name
+    steps = [row for row in read_jsonl(runs["on"] / "metrics.jsonl") if "loss" in row]
+    assert all(row["speed/computed_share"] < 1 for row in steps)
+
+
 def test_auto_keeps_its_costs_and_a_profile_is_written(launch, capfd):
     run = launch("dpo", "auto", "tracking.profile=true", "trainer.max_steps=3")
     kept = json.loads((run / FILE).read_text())

@@ -2,8 +2,9 @@
 
 Replay with two losses: new examples compete among the classes of their own batch only, so that
 they do not push the representations of old classes away; replayed ones compete among all classes
-(section 4.1). For classifiers whose classes come task by task; a language model's vocabulary does
-not, so no stage offers it.
+(section 4.1). Replayed are rows of the current task too, as from a stream's buffer: otherwise
+nothing teaches new classes to win against old ones. For classifiers whose classes come task by
+task; a language model's vocabulary does not, so no stage offers it.
 """
 
 from __future__ import annotations
