@@ -33,6 +33,7 @@ MODULES = (
     "scoring",
     "sft",
     "soft_labels",
+    "worst",
 )
 
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.paired import Json, compared, machine, peak_megabytes, run_arm, versions
 
@@ -146,7 +146,8 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
 
     Args:
         kind: DPO, Reward or SFT.
-        side: ours or trl; grouped or random, which are ours in that order of rows.
+        side: ours or trl; grouped or random, which are ours in that order of rows; plain, which is
+            ours with prefix sharing off.
         folder: of `prepare`.
         job: `steps`, `threads`, `model_class`, `args` of the TRL config, and `reference`.
     """
@@ -201,7 +202,7 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
         processing_class=tokenizer,
         **given,
     )
-    sharing = share(trainer) if side != "trl" else []
+    sharing = share(trainer, "off" if side == "plain" else "auto") if side != "trl" else []
     noted = Steps()
     trainer.add_callback(noted)
     trainer.train()
@@ -234,8 +235,8 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     return found
 
 
-def share(trainer: Any) -> list[Any]:
-    """What `align.stages.sharing` does, without a run."""
+def share(trainer: Any, mode: Literal["auto", "off"]) -> list[Any]:
+    """What `align.stages.sharing` does, without a run; empty where it is off."""
     from align.engine.head import causal_lm
     from align.engine.labelled_head import read_labels_only, read_last_only
     from align.engine.prefix import share_prefixes
@@ -243,10 +244,11 @@ def share(trainer: Any) -> list[Any]:
     found: list[Any] = []
     for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
         inner = causal_lm(model)
-        sharing, why = share_prefixes(inner.base_model, "auto", found[0].costs if found else None)
-        if sharing is None:
+        sharing, why = share_prefixes(inner.base_model, mode, found[0].costs if found else None)
+        if sharing is not None:
+            found.append(sharing)
+        elif mode == "auto":
             raise RuntimeError(f"prefix sharing is off: {why}")
-        found.append(sharing)
         if not (read_labels_only(inner) or read_last_only(inner)):
             raise RuntimeError(f"{type(inner).__name__} has no head that we know.")
     return found
