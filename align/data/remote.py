@@ -126,7 +126,7 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
     """What people said in a feedback store: rankings, ratings, thumbs, or one row per pair."""
     from sqlalchemy.engine import make_url
 
-    from feedback.schema import Ranking, Rating, Thumb
+    from feedback.schema import Comparison, Ranking, Rating, Thumb
     from feedback.store import FeedbackStore
     from reward.preferences import Preferences, preferences
     from reward.training_rows import ranking_rows, regression_rows, unpaired_rows
@@ -137,16 +137,18 @@ def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
         raise DataError(missing(Path(database)))
     with FeedbackStore(url, create=False) as store:
         name, format, unread = store.url, "preference", None
-        thumbs = [j for j in store.judgements() if isinstance(j, Thumb)]
+        everything = store.judgements()
+        thumbs = [j for j in everything if isinstance(j, Thumb)]
+        pairs = sum(isinstance(j, Comparison) for j in everything)
         if kind == "ranking":
-            said = [j for j in store.judgements() if isinstance(j, Ranking)]
+            said = [j for j in everything if isinstance(j, Ranking)]
             found, format = Preferences(_counted(ranking_rows(said))), kind
         elif kind == "rating":
-            rated = [j for j in store.judgements() if isinstance(j, Rating)]
+            rated = [j for j in everything if isinstance(j, Rating)]
             found, format = Preferences(regression_rows(rated)), kind
-        elif thumbs and (kind == "unpaired" or not any(store.comparisons())):
+        elif thumbs and (kind == "unpaired" or not pairs):
             found, format = Preferences(unpaired_rows(thumbs)), "unpaired"
-            if pairs := sum(1 for _ in store.comparisons()):
+            if pairs:
                 unread = f"{pairs} comparisons are not read beside {len(thumbs)} thumbs: "
                 unread += "`align dpo` and `align reward` read them, and without thumbs `align kto`"
         elif labels == "majority":

@@ -66,12 +66,12 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
     if remember and getattr(section, "by", None):
         what = "training rows have no column but their own: classes are those of `data`."
         yield Problem(f"{where}.by", what, "run `align guard buffer --by` on the file.")
-    split = zero_stage(config.trainer) == 3 or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if (remember or data) and getattr(section, "buffer", "") == "herding" and split:
+    if getattr(section, "buffer", "") == "herding" and _hides_weights(config, at_end=remember):
         key = "remember" if remember else "buffer"
         what = "herding reads whole weights, and here they are split over processes."
         fix = "run `align guard buffer --kind herding` on the saved model."
-        yield Problem(f"{where}.{key}", what, fix)
+        if remember or data:
+            yield Problem(f"{where}.{key}", what, fix)
     if not section.reads_data or data or artefact or remember:
         return
     if not find_artefacts(config.model.path, KINDS.get(section.type, section.type)):
@@ -139,6 +139,13 @@ def _weight_problems(where: str, section: GuardSection, config: TrainingStage) -
     if objective.kind == "ratings" and remember:
         what = "the heads of several aspects are put together before the end."
         yield Problem(f"{where}.remember", what, "leave it out.")
+
+
+def _hides_weights(config: TrainingStage, *, at_end: bool) -> bool:
+    """Whether no process can read the whole model: at the end, or when training starts."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return at_end or os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true"
+    return zero_stage(config.trainer) == 3
 
 
 def _split(trainer: dict[str, Any]) -> bool:

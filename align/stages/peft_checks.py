@@ -79,7 +79,9 @@ def target_problems(kwargs: Mapping[str, Any], path: str, stage: str) -> Iterato
     Says nothing of a model whose modules cannot be known without loading it.
     """
     wanted = kwargs.get("target_modules")
-    if not wanted or wanted == "all-linear" or not isinstance(wanted, str | list):
+    if not wanted or not isinstance(wanted, str | list) or kwargs.get("layer_replication"):
+        return
+    if isinstance(wanted, str) and wanted.lower() == "all-linear":
         return
     names = module_names(path, stage)
     if not names:
@@ -105,21 +107,35 @@ def target_problems(kwargs: Mapping[str, Any], path: str, stage: str) -> Iterato
 
 
 def module_names(path: str, stage: str) -> list[str]:
-    """Of a local model's modules, none of whose weights is made; empty where they are not known."""
-    place = Path(path)
-    adapter = place / "adapter_config.json"
-    if path and adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return module_names(base, stage) if base and base != path else []
-    if not path or not (place / "config.json").is_file():
-        return []
+    """Of a local model's modules, none of whose weights is made; empty where they are not known.
+
+    They are not for code of a model's own, for what is damaged (other checks say so), and for
+    experts, whose old names PEFT translates.
+    """
     kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
     try:
+        place = _base_of(path)
+        if place is None or "auto_map" in json.loads((place / "config.json").read_text("utf-8")):
+            return []
         with torch.device("meta"):
-            model = kind.from_config(AutoConfig.from_pretrained(path))
-    except (ValueError, OSError, RuntimeError, ImportError):  # code of its own, or damaged
+            model = kind.from_config(AutoConfig.from_pretrained(place, trust_remote_code=False))
+    except Exception:  # whatever a configuration makes a library raise, loading will say it
+        return []
+    if any(".experts" in name for name, _ in model.named_parameters()):
         return []
     return [name for name, _ in model.named_modules() if name]
+
+
+def _base_of(path: str) -> Path | None:
+    """The local model under adapters on adapters; None: there is none."""
+    seen: set[str] = set()
+    while path and path not in seen:
+        seen.add(path)
+        adapter = Path(path) / "adapter_config.json"
+        if not adapter.is_file():
+            return Path(path) if (Path(path) / "config.json").is_file() else None
+        path = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"] or ""
+    return None
 
 
 def _longest(names: list[str]) -> str:

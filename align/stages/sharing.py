@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -105,4 +105,5 @@ def backbone_of(model: nn.Module) -> nn.Module:
 
 def uncompiled(model: nn.Module) -> PreTrainedModel:
     """The transformers model in what accelerate, torch.compile and PEFT put around it."""
-    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))
+    whole = is_compiled_module(model)  # and not layer by layer, where the layers are what runs
+    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=not whole))

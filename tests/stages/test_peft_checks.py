@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import peft
 import pytest
+from transformers import Qwen3MoeConfig
 
 from align.config.sections import PeftSection
 from align.errors import ConfigError
@@ -53,8 +56,31 @@ def test_a_reward_models_head_is_a_module_and_an_adapter_has_its_bases(
     assert "lm_head" in module_names(str(tmp_path / "adapter"), "dpo")
 
 
-def test_what_cannot_be_known_is_not_refused(tmp_path):
-    wanted = {"target_modules": ["nowhere"]}
-    (tmp_path / "config.json").write_text('{"model_type": "of_its_own"}')
-    for path in ("owner/model", "", str(tmp_path)):
-        assert list(target_problems(wanted, path, "sft")) == []
+OWN_CODE = {"model_type": "llama", "auto_map": {"AutoConfig": "mine.Mine"}}
+UNKNOWN = {
+    "no model of transformers": {"config.json": {"model_type": "of_its_own"}},
+    "code of its own": {"config.json": OWN_CODE, "mine.py": "raise SystemExit"},
+    "sizes that are none": {"config.json": {"model_type": "llama", "hidden_size": "16"}},
+    "no such activation": {"config.json": {"model_type": "llama", "hidden_act": "silo"}},
+    "a damaged adapter": {"adapter_config.json": "{"},
+    "no adapter": {"adapter_config.json": []},
+    "on itself": {"adapter_config.json": {"base_model_name_or_path": "HERE"}},
+}
+
+
+@pytest.mark.parametrize("why", UNKNOWN)
+def test_what_cannot_be_known_is_not_refused(tmp_path, why):
+    for name, content in UNKNOWN[why].items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).write_text(text.replace("HERE", str(tmp_path)))
+    assert list(target_problems({"target_modules": ["nowhere"]}, str(tmp_path), "sft")) == []
+
+
+def test_neither_are_a_hubs_models_experts_and_layers_yet_to_be_made(policy_dir, tmp_path):
+    for path in ("owner/model", ""):
+        assert list(target_problems({"target_modules": ["nowhere"]}, path, "sft")) == []
+    Qwen3MoeConfig(num_hidden_layers=1, hidden_size=16, num_experts=2).save_pretrained(tmp_path)
+    experts = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
+    assert list(target_problems(experts, str(tmp_path), "sft")) == []
+    later = {"target_modules": ["layers.3.mlp.up_proj"], "layer_replication": [[0, 2], [0, 2]]}
+    assert list(target_problems(later, str(policy_dir), "sft")) == []
