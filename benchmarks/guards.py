@@ -11,10 +11,12 @@ the rounds; arms take turns within a round. Measured are
 - `foreach`: the same gradient by plain `torch._foreach_*`, a fresh buffer each time;
 - `si`: both halves of synaptic intelligence around a step;
 - `adamw`: a step of torch's AdamW with foreach=True;
-- `step`: forward and backward of 8 x 256 tokens and that AdamW step.
+- `step`: forward and backward of 8 x 256 tokens and that AdamW step;
+- `replay`: the same with a guard that replays 2 rows as long: a share of the tokens, 1.25.
 
-`ewc_step_ratio` is (step + ewc) / step, `ewc_adamw_ratio` ewc / adamw, `memory_copies` what the
-guard keeps, in copies of the weights. In-place and naive gradients are compared as they are timed.
+`ewc_step_ratio` is (step + ewc) / step, `ewc_adamw_ratio` ewc / adamw, `replay_step_ratio`
+replay / step, `memory_copies` what EWC keeps, in copies of the weights. In-place and naive
+gradients are compared as they are timed.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.engine.guards.ewc import EWC, ewc_penalty
+from align.engine.guards.replay import Replay
 from align.engine.guards.si import SI
 from benchmarks.paired import machine, versions
 
 MODEL = Path(__file__).resolve().parents[1] / "configs" / "models" / "qwen3-30m.json"
 ROWS, TOKENS, STRENGTH, VOCABULARY = 8, 256, 10.0, 4096
+REPLAYED = 2  # rows
 
 
 def main(arguments: list[str]) -> int:
@@ -56,7 +60,13 @@ def main(arguments: list[str]) -> int:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fisher = {n: torch.rand_like(p) for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
-    full = full_steps(model, optimizer, config.vocab_size, given.steps)
+    rows = torch.randint(config.vocab_size, (8, 1, TOKENS))
+    replay = Replay([{"input_ids": row, "labels": row} for row in rows], summed, 0.5, REPLAYED)
+    full: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(given.steps + 1):  # the first allocates
+        for with_replay, found in full.items():
+            seconds = full_step(model, optimizer, replay if with_replay else None)
+            found += [seconds] * (turn > 0 or not given.steps)
     guard, si = EWC(STRENGTH, fisher, in_place=True), SI(1.0, in_place=True)
     guard.begin(model)
     si.begin(model)
@@ -68,15 +78,17 @@ def main(arguments: list[str]) -> int:
     middle = {name: statistics.median(found) for name, found in times.items()}
     count = sum(p.numel() for p in model.parameters())
     kept = sum(v.numel() for v in [*guard.importance.values(), *guard.anchor.values()])
-    step = statistics.median(full)
+    step, replayed = (statistics.median(found) for found in full.values())
     figures: dict[str, Any] = {
         "parameters": count,
-        "milliseconds": {k: 1000 * v for k, v in middle.items()} | {"step": 1000 * step},
+        "milliseconds": {k: 1000 * v for k, v in middle.items()}
+        | {"step": 1000 * step, "replay": 1000 * replayed},
         "ranges": {k: [1000 * min(v), 1000 * max(v)] for k, v in times.items()},
         "ewc_adamw_ratio": middle["ewc"] / middle["adamw"],
         "naive_adamw_ratio": middle["naive"] / middle["adamw"],
         "ewc_step_ratio": (step + middle["ewc"]) / step,
         "si_step_ratio": (step + middle["si"]) / step,
+        "replay_step_ratio": replayed / step,
         "memory_copies": kept / count,
         "device": machine(),
         "threads": given.threads,
@@ -85,25 +97,31 @@ def main(arguments: list[str]) -> int:
     given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, value in figures["milliseconds"].items():
         print(f"{name:11} {value:9.1f} ms")
-    for name in ("ewc_adamw_ratio", "naive_adamw_ratio", "ewc_step_ratio", "si_step_ratio"):
+    for name in (name for name in figures if name.endswith("_ratio")):
         print(f"{name}: {figures[name]:.3f}")
     print(f"memory: {figures['memory_copies']:.2f} copies of the weights")
     return 0
 
 
-def full_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, vocabulary: int, count: int
-) -> list[float]:
-    """Seconds of whole training steps; they leave gradients, and the optimizer its states."""
-    found = []
-    ids = torch.randint(vocabulary, (ROWS, TOKENS))
-    for _ in range(count + 1):
-        started = time.perf_counter()
-        optimizer.zero_grad(set_to_none=False)
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        found.append(time.perf_counter() - started)
-    return found[1:] or found  # the first allocates
+def full_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, replay: Replay | None = None
+) -> float:
+    """Seconds of a whole training step; it leaves gradients, and the optimizer its states."""
+    ids = torch.randint(VOCABULARY, (ROWS, TOKENS))
+    started = time.perf_counter()
+    optimizer.zero_grad(set_to_none=False)
+    loss = model(input_ids=ids, labels=ids).loss
+    if replay is not None:
+        loss = loss + replay.penalty(model, {})
+    loss.backward()
+    optimizer.step()
+    return time.perf_counter() - started
+
+
+def summed(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of a batch over its tokens."""
+    loss: Tensor = model(**batch).loss
+    return loss * (batch["labels"].numel() - len(batch["labels"]))
 
 
 def arms(
