@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import regex
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from align.data.augment import (
@@ -125,6 +125,8 @@ def test_any_text_of_any_script_survives(text, seed, name):
 
 @unhurried
 @given(text=texts, seed=seeds)
+@example(text="The \u65e9\u4e0a\u597d\u3002 The ", seed=1)
+@example(text="\u65e9\u4e0a\u597d\u3002The end", seed=1)
 def test_what_each_edit_keeps(text, seed):
     def bag(value: str) -> Counter[str]:
         return Counter(value[a:b].casefold() for s in prose(value) for a, b in _spans(value, s))
