@@ -13,11 +13,10 @@ import regex
 from align.config.augment import PROTECT
 from align.data.augment.protect import protected
 
+_WIDE = "\u3002\uff01\uff1f"  # marks after which no space is needed
 _END = regex.compile(
-    r"(?<=[.!?\u2026]['\")\]\u201d\u2019]*)[ \t]+(?=\S)|"
-    r"(?<=[\u3002\uff01\uff1f])[ \t]*"
+    r"(?<=[.!?\u2026]['\")\]\u201d\u2019]*)[ \t]+(?=\S)|" + rf"(?<=[{_WIDE}])[ \t]*"
 )
-_WIDE_MARKS = "\u3002\uff01\uff1f"  # after which no space is needed
 _PARAGRAPH = regex.compile(r"[^\n]+")
 _NO_PROSE = regex.compile(r"\s*(?:[-*+#>|]|\d+[.)]\s|[A-Za-z][.)]\s)|\s{4,}")
 
@@ -50,7 +49,7 @@ def _shuffled(
         at = gap.end()
     sentences.append(text[at:end].rstrip())
     gaps.append(text[at:end][len(sentences[-1]) :])
-    if "" in gaps[:-1] and not all(one.endswith(tuple(_WIDE_MARKS)) for one in sentences):
+    if "" in gaps[:-1] and not all(one.endswith(tuple(_WIDE)) for one in sentences):
         return text[start:end]  # words would come to stand together
     draw.shuffle(sentences)
     return "".join(s + g for s, g in zip(sentences, gaps, strict=True))
