@@ -108,3 +108,15 @@ def test_mas_by_hand():
     assert model.weight.grad.item() == pytest.approx(2.0 * 7.5 * 0.5)
     guard.finish(model, rows, lambda m, b: m.weight.sum())
     assert guard.importance["weight"].item() == pytest.approx(7.5 + 2.5 * 2.5)
+
+
+def test_si_counts_no_step_whose_gradient_is_not_finite():
+    for broken in (torch.inf, torch.nan):
+        model, guard = nn.Linear(2, 1, bias=False), SI(1.0, in_place=True)
+        guard.begin(model)
+        model.weight.grad = torch.tensor([[1.0, broken]])
+        guard.before_step(model)
+        with torch.no_grad():
+            model.weight += 1.0
+        guard.after_step(model)
+        assert guard.path["weight"].tolist() == [[0.0, 0.0]]
