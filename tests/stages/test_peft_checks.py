@@ -79,7 +79,8 @@ def test_what_cannot_be_known_is_not_refused(tmp_path, why):
 def test_neither_are_a_hubs_models_experts_and_layers_yet_to_be_made(policy_dir, tmp_path):
     for path in ("owner/model", ""):
         assert list(target_problems({"target_modules": ["nowhere"]}, path, "sft")) == []
-    Qwen3MoeConfig(num_hidden_layers=1, hidden_size=16, num_experts=2).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    Qwen3MoeConfig(num_hidden_layers=1, num_experts=2, **sizes).save_pretrained(tmp_path)
     experts = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
     assert list(target_problems(experts, str(tmp_path), "sft")) == []
     later = {"target_modules": ["layers.3.mlp.up_proj"], "layer_replication": [[0, 2], [0, 2]]}
