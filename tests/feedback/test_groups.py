@@ -37,7 +37,7 @@ def start(folder, kind):
     command = [sys.executable, "-c", LEADER, SERVER, str(note), kind]
     leader = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not note.is_file():
+    while not note.is_file() or not note.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return leader, int(note.read_text())

@@ -21,14 +21,14 @@ def alive(process: int) -> bool:
 
 def test_a_killed_owner_takes_its_command_along(tmp_path):
     note = str(tmp_path / "pid")
-    child = f"import os, time; open({note!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({note!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     owner = (
         "import subprocess, sys, time; subprocess.Popen([sys.executable, "
         f"{leash.__file__!r}, sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, "
-        "start_new_session=True); time.sleep(60)"
+        "start_new_session=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", owner])
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 300
     while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -80,7 +80,7 @@ def test_a_fork_bomb_is_bounded_and_leaves_nothing():
         "    print(most, type(error).__name__, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    limits = Limits(seconds=2, processes=6)
+    limits = Limits(seconds=5, processes=6)
     job = sandbox.start(["/box/main.py", mark], {"main.py": source}, limits)
     with job:
         sandbox.watch([job], job)

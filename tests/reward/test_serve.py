@@ -34,7 +34,7 @@ class Lengths:
 
     def __call__(self, prompts, completions, bonus=None, log_metric=None, **columns):
         self.entered.append(len(completions))
-        self.gate.wait(30)
+        self.gate.wait(300)
         self.batches.append(len(completions))
         if log_metric:
             log_metric("reward/disagreement", 0.5)
@@ -59,13 +59,13 @@ def serving(functions: dict[str, Any], token: str | None = None, **settings: Any
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
 def post(url: str, *completions: str, **more: Any) -> httpx.Response:
     body = {"prompts": ["p"] * len(completions), "completions": list(completions), **more}
-    return httpx.post(f"{url}/score", json=body, timeout=20)
+    return httpx.post(f"{url}/score", json=body, timeout=60)
 
 
 @contextmanager
@@ -81,10 +81,10 @@ def asking(url: str, *completions: str) -> Iterator[None]:
 
 
 def health(url: str, name: str = "lengths") -> dict[str, float]:
-    return httpx.get(f"{url}/health").json()["rewards"][name]
+    return httpx.get(f"{url}/health", timeout=60).json()["rewards"][name]
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -120,8 +120,8 @@ def test_requests_that_come_together_are_one_batch():
     function = Lengths()
     function.gate.clear()
     with serving({"lengths": function}, max_batch=16) as url, ThreadPoolExecutor(12) as pool:
-        first = pool.submit(post, url, "a")
-        until(lambda: health(url)["queued"] == 0 and not first.done())
+        pool.submit(post, url, "a")
+        until(lambda: function.entered == [1])
         others = [pool.submit(post, url, "x" * (n + 1), "y") for n in range(10)]
         until(lambda: health(url)["queued"] == 20)
         function.gate.set()
@@ -137,8 +137,7 @@ def test_requests_with_other_columns_are_not_mixed():
     function.gate.clear()
     with serving({"lengths": function}) as url, ThreadPoolExecutor(4) as pool:
         pool.submit(post, url, "a")
-        until(lambda: health(url)["queued"] == 0)
-        time.sleep(0.1)
+        until(lambda: function.entered == [1])
         plain = pool.submit(post, url, "aa")
         with_bonus = pool.submit(post, url, "aa", columns={"bonus": [5]})
         until(lambda: health(url)["queued"] == 2)
@@ -152,8 +151,7 @@ def test_a_full_queue_refuses_and_the_client_waits_its_turn():
     function.gate.clear()
     with serving({"lengths": function}, max_queue=4) as url, ThreadPoolExecutor(8) as pool:
         running = pool.submit(post, url, "a")
-        until(lambda: health(url)["queued"] == 0 and not running.done())
-        time.sleep(0.1)
+        until(lambda: function.entered == [1])
         waiting = pool.submit(post, url, *"abcd")
         until(lambda: health(url)["queued"] == 4)
         refused = post(url, "b")
@@ -177,8 +175,7 @@ def test_one_bad_request_spoils_no_other():
     function.gate.clear()
     with serving({"lengths": function}) as url, ThreadPoolExecutor(4) as pool:
         pool.submit(post, url, "a")
-        until(lambda: health(url)["queued"] == 0)
-        time.sleep(0.1)
+        until(lambda: function.entered == [1])
         good, bad = pool.submit(post, url, "good"), pool.submit(post, url, "bad")
         until(lambda: health(url)["queued"] == 2)
         function.gate.set()
@@ -226,14 +223,14 @@ def test_a_function_that_hangs_is_given_up_and_nothing_runs_beside_it(monkeypatc
     monkeypatch.setattr("reward.batching.OVERDUE_WAIT", 1.0)
     function = Lengths()
     function.gate.clear()
-    with serving({"lengths": function}, timeout=0.3) as url, ThreadPoolExecutor(1) as pool:
+    with serving({"lengths": function}, timeout=1.0) as url, ThreadPoolExecutor(1) as pool:
         answer = post(url, "a")
         assert (answer.status_code, answer.json()["error"]["type"]) == (504, "RewardTimeoutError")
         until(lambda: health(url)["overdue"] > 0)
         refused = post(url, "b")
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "Overdue")
         assert refused.headers["retry-after"] == "1"
-        assert "'lengths' did not return within 0.3 s and" in refused.json()["error"]["message"]
+        assert "'lengths' did not return within 1 s and" in refused.json()["error"]["message"]
         patient = pool.submit(call_reward, RemoteReward(url, retries=0), ["p"], ["patient"])
         time.sleep(0.3)
         assert not patient.done()
@@ -262,7 +259,7 @@ def test_a_function_that_hangs_is_given_up_and_nothing_runs_beside_it(monkeypatc
 )
 def test_wrong_requests(body, status, message):
     with serving({"a": Lengths(), "b": Lengths()}) as url:
-        answer = httpx.post(f"{url}/score", json=body)
+        answer = httpx.post(f"{url}/score", json=body, timeout=60)
         assert answer.status_code == status
         assert message in answer.json()["error"]["message"]
         with pytest.raises(RewardError, match=f"answered {404}"):
@@ -272,7 +269,7 @@ def test_wrong_requests(body, status, message):
 
 def test_a_token(monkeypatch):
     with serving({"lengths": Lengths()}, token="s3cret") as url:
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
         with pytest.raises(RewardError, match="answered 401: the token is missing or wrong"):
             call_reward(RemoteReward(url), ["p"], ["c"])
         monkeypatch.setenv(TOKEN, "wrong")
@@ -291,7 +288,7 @@ def test_a_server_out_of_reach_is_told_within_its_time():
             call_reward(RemoteReward(place, timeout=0.3, retries=1), ["p"], ["c"])
         assert time.monotonic() - started < 30
     with pytest.raises(RewardError, match="ConnectError"):
-        call_reward(RemoteReward(place, timeout=1, retries=1), ["p"], ["c"])
+        call_reward(RemoteReward(place, timeout=30, retries=1), ["p"], ["c"])
     with pytest.raises(RewardError, match="expected a URL"):
         RemoteReward("localhost:8500")
 
@@ -310,9 +307,9 @@ def test_a_server_that_comes_back_is_asked_again():
         sockets = {"sockets": [listen("127.0.0.1", port)]}
         thread = threading.Thread(target=server.run, kwargs=sockets, daemon=True)
         thread.start()
-        assert waiting.result(20) == [4.0]
+        assert waiting.result(60) == [4.0]
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_server_that_stays_full_is_not_waited_for_for_ever():
@@ -320,12 +317,11 @@ def test_a_server_that_stays_full_is_not_waited_for_for_ever():
     function.gate.clear()
     with serving({"lengths": function}, max_queue=1) as url, ThreadPoolExecutor(4) as pool:
         pool.submit(post, url, "a")
-        until(lambda: health(url)["queued"] == 0)
-        time.sleep(0.1)
+        until(lambda: function.entered == [1])
         pool.submit(post, url, "b")
         until(lambda: health(url)["queued"] == 1)
         with pytest.raises(RewardError, match=r"429: 1 completions wait already"):
-            call_reward(RemoteReward(url, timeout=1.2, retries=1), ["p"], ["c"])
+            call_reward(RemoteReward(url, timeout=4, retries=1), ["p"], ["c"])
         function.gate.set()
 
 

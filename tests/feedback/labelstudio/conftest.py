@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
@@ -23,7 +24,8 @@ from feedback.records import new_item
 from feedback.store import FeedbackStore
 
 NUMBERS = itertools.count()
-LATE = 6.0  # seconds that a late request takes to arrive; the proxied client waits for two
+LATE = 6.0  # seconds that a late request takes to arrive
+HELD = 2.0  # seconds that the proxied client waits for what the proxy holds back
 SIZE = (1280, 800)  # of the browser's window
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -119,6 +121,8 @@ class Proxy:
 
     def __init__(self, target):
         self.target, self.faults, self.happened = target, [], []
+        self.quiet, self.lock, self.passing = threading.Event(), threading.Lock(), 0
+        self.quiet.set()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -136,11 +140,17 @@ class Proxy:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def fault(self, method, path):
+        """The first that applies to a request, if any."""
+        return next((f for f in self.faults if f[0] == method and f[1] in path), None)
+
+    def rest(self):
+        """Wait until the server has answered all that was passed on to it, late ones too."""
+        assert self.quiet.wait(60)
+
     def answer(self, handler):
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        fault = next(
-            (f for f in self.faults if f[0] == handler.command and f[1] in handler.path), None
-        )
+        fault = self.fault(handler.command, handler.path)
         if fault:
             self.faults.remove(fault)
             self.happened.append(fault[2])
@@ -148,8 +158,6 @@ class Proxy:
         if kind == "hide":  # an answer that is well-formed and wrong
             self.send(handler, 200, "application/json", b'{"tasks": [], "total": 0}')
             return
-        if kind == "late":  # whoever asked has given up before the server hears of it
-            time.sleep(LATE)
         if kind == "drop before":
             handler.connection.close()
             return
@@ -158,10 +166,10 @@ class Proxy:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        headers = {k: v for k, v in handler.headers.items() if k.lower() != "host"}
-        answer = httpx.request(
-            handler.command, self.target + handler.path, headers=headers, content=body, timeout=60
-        )
+        with self.counted():
+            if kind == "late":  # whoever asked has given up before the server hears of it
+                time.sleep(LATE)
+            answer = self.forward(handler, body)
         if kind == "drop after":  # the server has done it, and nobody hears of it
             handler.connection.close()
             return
@@ -169,10 +177,30 @@ class Proxy:
             self.send(handler, 500, "text/plain", b"")
             return
         if kind == "slow":
-            time.sleep(3)
+            time.sleep(HELD + 1)
         kept = [(k, v) for k, v in answer.headers.multi_items() if k in ("set-cookie", "location")]
         kind = answer.headers.get("Content-Type", "")
         self.send(handler, answer.status_code, kind, answer.content, kept)
+
+    @contextlib.contextmanager
+    def counted(self):
+        """A request that the server has yet to answer."""
+        with self.lock:
+            self.passing += 1
+            self.quiet.clear()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.passing -= 1
+                if not self.passing:
+                    self.quiet.set()
+
+    def forward(self, handler, body):
+        headers = {k: v for k, v in handler.headers.items() if k.lower() != "host"}
+        return httpx.request(
+            handler.command, self.target + handler.path, headers=headers, content=body, timeout=60
+        )
 
     @staticmethod
     def send(handler, status, kind, content, headers=()):
@@ -185,15 +213,28 @@ class Proxy:
         handler.wfile.write(content)
 
 
+class ProxiedClient(LabelStudioClient):
+    """Waits briefly for what the proxy holds back, and long for the server, which may be busy."""
+
+    def __init__(self, proxy, token):
+        super().__init__(proxy.url, token, timeout=60)
+        self.proxy = proxy
+
+    def request(self, method, path, **options):
+        fault = self.proxy.fault(method, f"/{path}")
+        held = fault is not None and fault[2] in ("slow", "late")
+        self._sdk._client_wrapper._timeout = HELD if held else 60
+        return super().request(method, path, **options)
+
+
 @pytest.fixture
 def proxied(server, store, make_project):
-    """A proxy, a client with little patience through it, and a project seen through it."""
+    """A proxy, a client through it, and a project seen through it."""
     proxy = Proxy(server.login.url)
     made = make_project()
     project = Project(**(vars(made) | {"server": proxy.url}))
     add_project(store, project)
-    client = LabelStudioClient(proxy.url, server.login.token, timeout=2)
-    yield proxy, client, project
+    yield proxy, ProxiedClient(proxy, server.login.token), project
     proxy.server.shutdown()
 
 

@@ -20,7 +20,6 @@ from feedback.labelstudio.templates import LEVELS
 
 # The first test may have to install the server.
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
-LATE = 6.0  # the proxy's
 
 
 def keys_on(client, project):
@@ -33,7 +32,7 @@ def test_a_push_through_a_fault_is_exact(client, store, pairs, proxied, kind):
     proxy, patchy, project = proxied
     items = pairs(30)
     proxy.faults = [("POST", "/import", kind), ("POST", "/import", kind), ("GET", "/tasks", 502)]
-    report = push(patchy, store, project, items, batch_size=10, wait=lambda s: time.sleep(s / 10))
+    report = push(patchy, store, project, items, batch_size=10, wait=lambda s: proxy.rest())
     assert report.sent == 30
     assert proxy.happened.count(kind) == 2
     assert keys_on(client, project) == {item.id: 1 for item in items}
@@ -49,7 +48,7 @@ def test_an_import_that_arrives_after_everything_leaves_no_copy(client, store, p
     proxy.faults = [("POST", "/import", "late")]
     # Without waiting, the push has sent the tasks again and is done before the first one arrives.
     assert push(patchy, store, project, items, wait=lambda s: None).sent == 6
-    time.sleep(LATE)
+    proxy.rest()
     assert sorted(keys_on(client, project).values()) == [2] * 6
     report = push(client, store, project, items)
     assert (report.sent, report.removed, report.missing) == (0, 6, 0)

@@ -48,8 +48,8 @@ def test_sync_calls_share_one_thread_that_is_not_the_callers():
 
 def test_a_sync_call_that_hangs_is_reported_in_time_and_others_still_run():
     gate = threading.Event()
-    with Caller(0.2) as caller:
-        with pytest.raises(SamplerError, match=r"episode 3: step did not return within 0\.2 s"):
+    with Caller(1.0) as caller:
+        with pytest.raises(SamplerError, match=r"episode 3: step did not return within 1 s"):
             caller([Call("fine", int), Call("episode 3: step", gate.wait)])
         assert not gate.is_set()  # it hangs on
         assert caller([Call("after", int)]) == [0]
@@ -66,8 +66,8 @@ def test_an_async_call_that_hangs_is_cancelled_with_the_others():
             cancelled.append(name)
             raise
 
-    with Caller(0.2) as caller:
-        with pytest.raises(SamplerError, match=r"a did not return within 0\.2 s"):
+    with Caller(1.0) as caller:
+        with pytest.raises(SamplerError, match=r"a did not return within 1 s"):
             caller([Call("a", forever, ("a",)), Call("b", forever, ("b",))])
         assert caller([Call("after", nap, (0.0, 1))]) == [1]
     assert sorted(cancelled) == ["a", "b"]

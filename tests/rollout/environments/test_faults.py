@@ -92,11 +92,11 @@ def test_a_step_that_hangs_is_named_and_the_others_are_closed(play, prompts, cou
     class Slow(counter):
         def step(self, completion: str) -> Step:
             if self is counter.made[2]:
-                time.sleep(2)
+                time.sleep(4)
             return super().step(completion)
 
     with pytest.raises(SamplerError, match=r"Slow, episode 2, turn 1: step did not return within"):
-        play(Slow, timeout=0.3)(prompts)
+        play(Slow, timeout=2.0)(prompts)
     assert all(made.closed for made in counter.made)
 
 
