@@ -156,7 +156,9 @@ def _load(
     )
     readable = [record.values for record in data.records if record.values is not None]
     if not data.records:
-        empty = f" ({data.ties} pairs are ties)" if data.ties else ""
+        why = [f"{data.ties} pairs are ties"] if data.ties else []
+        why += [data.unread] if data.unread else []
+        empty = f" ({'; '.join(why)})" if why else ""
         raise DataError(f"{source.path}: holds no rows{empty}. Fix: check that it was written.")
     format = data.format or source.format
     if format == "auto":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.data.read import READERS, file_sha256, file_suffix, missing, read_file, rows_sha256
 from align.data.rows import Kind, Record
@@ -60,10 +60,7 @@ def read_source(
     """
     place = Path(path)
     if is_store(path, store):
-        url = path if STORE_URL.match(path) else f"sqlite:///{path}"
-        data = _read_store(url, labels, kind)
-        data.records = data.records[:limit]
-        return data
+        return _read_store(path, limit, labels, kind)
     if place.is_dir():
         return _read_dataset(_load_folder(place, split), f"{path}[{split}]", limit)
     if place.is_file() or file_suffix(place) in READERS or not HUB_ID.match(path):
@@ -76,6 +73,16 @@ def read_source(
 def is_store(path: str, store: bool = False) -> bool:
     """Whether a source is a feedback store: a URL, or declared to be one."""
     return store or bool(STORE_URL.match(path))
+
+
+def _read_store(path: str, limit: int | None, labels: SoftMethod, kind: Kind) -> SourceData:
+    from align.data.store import store_rows
+
+    url = path if STORE_URL.match(path) else f"sqlite:///{path}"
+    said = store_rows(url, labels, kind)
+    records = [Record(f"{said.name}#{i}", row) for i, row in enumerate(said.rows[:limit], start=1)]
+    sha256 = rows_sha256(said.rows)
+    return SourceData(records, sha256, said.format, said.ties, said.contested, said.unread)
 
 
 def _read_dataset(dataset: Dataset, name: str, limit: int | None) -> SourceData:
@@ -120,57 +127,3 @@ def _load_hub(path: str, split: str) -> Dataset:
             f"({reason}). Fix: check the spelling, the split ({split!r}), the configuration "
             "(owner/name:configuration) and the network; or give a file."
         ) from error
-
-
-def _read_store(url: str, labels: SoftMethod, kind: Kind) -> SourceData:
-    """What people said in a feedback store: rankings, ratings, thumbs, or one row per pair."""
-    from sqlalchemy.engine import make_url
-
-    from feedback.schema import Comparison, Ranking, Rating, Thumb
-    from feedback.store import FeedbackStore
-    from reward.preferences import Preferences, preferences
-    from reward.training_rows import ranking_rows, regression_rows, unpaired_rows
-
-    address = make_url(url)
-    database = address.database
-    if address.get_backend_name() == "sqlite" and database and not Path(database).is_file():
-        raise DataError(missing(Path(database)))
-    with FeedbackStore(url, create=False) as store:
-        name, format, unread = store.url, "preference", None
-        everything = store.judgements()
-        thumbs = [j for j in everything if isinstance(j, Thumb)]
-        pairs = sum(isinstance(j, Comparison) for j in everything)
-        if kind == "ranking":
-            said = [j for j in everything if isinstance(j, Ranking)]
-            found, format = Preferences(_counted(ranking_rows(said))), kind
-        elif kind == "rating":
-            rated = [j for j in everything if isinstance(j, Rating)]
-            found, format = Preferences(regression_rows(rated)), kind
-        elif thumbs and (kind == "unpaired" or not pairs):
-            found, format = Preferences(unpaired_rows(thumbs)), "unpaired"
-            if pairs:
-                unread = f"{pairs} comparisons are not read beside {len(thumbs)} thumbs: "
-                unread += "`align dpo` and `align reward` read them, and without thumbs `align kto`"
-        elif labels == "majority":
-            found = preferences(store.settled())  # adjudications in the place of the votes
-        else:
-            found = preferences(store.settled(), soft="column", labels=labels)
-        if thumbs and format == "preference":
-            unread = f"{len(thumbs)} thumbs are not read beside comparisons: `align kto` reads them"
-    return SourceData(
-        [Record(f"{name}#{i}", row) for i, row in enumerate(found.rows, start=1)],
-        rows_sha256(found.rows),
-        format=format,
-        ties=found.ties,
-        contested=found.contested,
-        unread=unread,
-    )
-
-
-def _counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row once, with the number of people who said it as its weight."""
-    same: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        kept = same.setdefault(repr(row), row | {"weight": 0.0})
-        kept["weight"] += 1.0
-    return list(same.values())

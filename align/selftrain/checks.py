@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,15 @@ from align.config.selftrain import POLICY
 from align.config.stages import SelftrainStage, TrainingStage
 from align.data.read import READERS, file_suffix, missing
 from align.data.remote import is_store
-from align.errors import ConfigError, MissingDependencyError, Problem
+from align.errors import ConfigError, Problem
 from align.processes import processes
 from align.rollout.open import check_rollout
 from align.selftrain.fit import PolicyLearner, RewardEnsemble
 from align.stages.dpo import check_losses
+from align.stages.guard_checks import check_guards
+from align.stages.package_checks import check_packages
 from align.stages.peft_checks import check_peft
-from align.stages.preflight import (
-    TRACKERS,
-    check_guards,
-    gather,
-    is_classifier,
-    is_local,
-    model_fault,
-)
+from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from align.stages.rewards import check_rewards
 
 CHOSEN = "which rows train is what the loop decides"
@@ -44,7 +38,7 @@ def check_selftrain(config: SelftrainStage) -> None:
     Raises:
         ConfigError: with every problem found.
         RewardError: a reward function cannot be imported, or its `kwargs` do not fit.
-        MissingDependencyError: a tracker that is not installed.
+        MissingDependencyError: a package that settings need is not installed.
     """
     policy = config.loop.method in POLICY
     problems = [*_models(config), *_data(config), *(_policy if policy else _preferences)(config)]
@@ -65,12 +59,7 @@ def check_selftrain(config: SelftrainStage) -> None:
         given = config.trainer["loss_type"]
         checks.append(lambda: check_losses([given] if isinstance(given, str) else given))
     gather(*checks)
-    for name in config.tracking.report_to:
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(
-                f"tracking.report_to: {name} is not installed. Fix: pip install {name}, or "
-                "'align-rlhf[tracking]' for all of them."
-            )
+    check_packages(config.trainer, config.tracking.report_to)
 
 
 def inner_stage(config: SelftrainStage) -> str:

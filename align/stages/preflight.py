@@ -7,7 +7,6 @@ names and headers only.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +24,10 @@ from align.errors import (
     Problem,
 )
 from align.stages.guard_checks import check_guards
+from align.stages.package_checks import check_packages
 from align.stages.peft_checks import check_peft
 
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # files of which one is there
-TRACKERS = ("wandb", "mlflow", "trackio")
 
 
 def check_start(config: TrainingStage) -> None:
@@ -36,19 +35,14 @@ def check_start(config: TrainingStage) -> None:
 
     Raises:
         ConfigError: adapters or guards that cannot work, with every problem found.
-        MissingDependencyError: a tracker that is not installed.
+        MissingDependencyError: a package that settings need is not installed.
         ModelError: the model's directory is missing or damaged.
     """
     gather(
         lambda: check_peft(config.peft, config.stage, config.model.path),
         lambda: check_guards(config),
     )
-    for name in config.tracking.report_to:
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(
-                f"tracking.report_to: {name} is not installed. Fix: pip install {name}, or "
-                "'align-rlhf[tracking]' for all of them."
-            )
+    check_packages(config.trainer, config.tracking.report_to)
     check_model("model.path", config.model.path, policy=config.stage != "reward")
 
 
@@ -91,8 +85,16 @@ def check_model(where: str, path: str, *, policy: bool = True) -> None:
         raise ModelError(f"{where}: {path or repr(path)} {fault[0]} Fix: {fault[1]}")
 
 
-def model_fault(path: str) -> tuple[str, str] | None:
-    """What is wrong with a model's directory and how to mend it; None: a good one, or a hub id."""
+def model_fault(
+    path: str, *, tokenizer: bool = True, above: tuple[Path, ...] = ()
+) -> tuple[str, str] | None:
+    """What is wrong with a model's directory and how to mend it; None: a good one, or a hub id.
+
+    Args:
+        path: a model's, or an adapter's, whose base is looked at too.
+        tokenizer: one has to be there.
+        above: adapters that stand on it.
+    """
     place = Path(path)
     if not path or not place.exists():
         return _missing(path) if not path or is_local(path) else None
@@ -110,7 +112,10 @@ def model_fault(path: str) -> tuple[str, str] | None:
             f"holds no model: there is no config.json (it holds {held}).",
             "name a directory that save_pretrained wrote, such as the model/ folder of a run.",
         )
-    return _config_fault(place) or _weights_fault(place, wanted) or _tokenizer_fault(place)
+    fault = _config_fault(place) or _weights_fault(place, wanted)
+    if wanted == "adapter_model":
+        return fault or _base_fault(place, tokenizer, (*above, place.resolve()))
+    return fault or (_tokenizer_fault(place) if tokenizer else None)
 
 
 def _missing(path: str) -> tuple[str, str]:
@@ -122,6 +127,22 @@ def _missing(path: str) -> tuple[str, str]:
     names = [item.name for item in folder.iterdir() if item.is_dir()]
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
     return "does not exist.", f"did you mean {folder / near[0]}?" if near else "check the path."
+
+
+def _base_fault(adapter: Path, tokenizer: bool, above: tuple[Path, ...]) -> tuple[str, str] | None:
+    """What is wrong with the model that an adapter stands on, or with that one's base."""
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path") or ""
+    mend = "change base_model_name_or_path in its adapter_config.json."
+    if Path(base).resolve() in above and base:
+        return f"is an adapter on {base}, which stands on it.", mend
+    fault = model_fault(base, tokenizer=tokenizer and not _tokenizers(adapter), above=above)
+    if fault is None:
+        return None
+    what = f"is an adapter on {base or 'a model without a name'}, which {fault[0][:-1]}"
+    if not Path(base).is_absolute():
+        what += f" (from {Path.cwd()})"
+    return f"{what}.", f"{fault[1][:-1]}; or {mend}"
 
 
 def _config_fault(place: Path) -> tuple[str, str] | None:
@@ -160,13 +181,14 @@ def _weights_fault(place: Path, stem: str) -> tuple[str, str] | None:
 
 
 def _tokenizer_fault(place: Path) -> tuple[str, str] | None:
-    """Whether the tokenizer is missing; an adapter may have its base's."""
-    if (place / "adapter_config.json").is_file():
-        return None
-    if any(file for name in TOKENIZERS for file in place.glob(name)):
+    if _tokenizers(place):
         return None
     fix = f"save it beside the weights: tokenizer.save_pretrained({str(place)!r})."
     return "holds no tokenizer: tokenizer.json is expected.", fix
+
+
+def _tokenizers(place: Path) -> list[Path]:
+    return [file for name in TOKENIZERS for file in place.glob(name)]
 
 
 def is_local(path: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from align.config.sections import DataSection
 from align.data import load_splits
 from align.errors import DataError
-from feedback.schema import Comparison, Thumb
+from feedback.schema import Comparison, Ranking, Rating, Thumb
 from feedback.store import FeedbackStore
 
 
@@ -56,7 +56,21 @@ def test_what_a_store_holds_beside_is_named(tmp_path):
         store.add_judgements([Thumb("q2", "yes", True, "x"), Thumb("q3", "no", False, "x")])
     thumbs = load_splits(section(url), "unpaired")
     assert sorted(thumbs.train["prompt"]) == ["q2", "q3"]
-    assert any("1 comparisons are not read beside 2 thumbs" in w for w in thumbs.card.warnings)
+    said = "1 comparisons are not read here (`align dpo` and `align reward`"
+    assert any(said in warning for warning in thumbs.card.warnings)
     pairs = load_splits(section(url), "preference")
     assert pairs.train["prompt"] == ["q1"]
-    assert any("2 thumbs are not read" in warning for warning in pairs.card.warnings)
+    said = "2 thumbs are not read here (`align kto` would)"
+    assert any(said in warning for warning in pairs.card.warnings)
+
+
+def test_rankings_and_ratings_are_named_where_nothing_else_is_there(tmp_path):
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    ranking = Ranking("q", ("yes", "no", "so"), (0, 1, 2), "x")
+    with FeedbackStore(url) as store:
+        store.add_judgements([ranking, Rating("q", "yes", {"tone": 3}, "x")])
+    with pytest.raises(
+        DataError, match=r"no rows \(1 rankings are not read here .*=rankings.*1 rat"
+    ):
+        load_splits(section(url), "preference")
+    assert load_splits(section(url), "ranking").train["prompt"] == ["q"]

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 LLAMA = {
     "model_type": "llama",
@@ -174,6 +176,25 @@ def copy_model(world: World, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(world.model, tmp_path / name))
 
     return copy
+
+
+@pytest.fixture
+def spoil() -> Callable[[Path, str, torch.Tensor], None]:
+    """`spoil(folder, name, value)`: put another tensor in the place of a model's."""
+
+    def replace(folder: Path, name: str, value: torch.Tensor) -> None:
+        file = folder / "model.safetensors"
+        save_file(load_file(file) | {name: value}, file, metadata={"format": "pt"})
+
+    return replace
+
+
+@pytest.fixture
+def unreadable(copy_model: Callable[..., Path], spoil: Callable[..., None]) -> Path:
+    """A model whose weights are NaN, which loading refuses."""
+    folder = copy_model("unreadable")
+    spoil(folder, "model.norm.weight", torch.full((32,), float("nan")))
+    return folder
 
 
 @pytest.fixture

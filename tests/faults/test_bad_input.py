@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.integration
-STAGES = ("sft", "reward", "dpo", "ppo")
-
-
-@pytest.fixture
-def unreadable(copy_model) -> Path:
-    folder = copy_model("unreadable")
-    spoil(folder, "model.norm.weight", torch.full((32,), float("nan")))
-    return folder
-
-
-def spoil(folder: Path, name: str, value: torch.Tensor) -> None:
-    file = folder / "model.safetensors"
-    save_file(load_file(file) | {name: value}, file, metadata={"format": "pt"})
 
 
 def row(**values) -> str:
     return json.dumps(values) + "\n"
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_nan_weights(name, stage, cli, unreadable):
-    result = cli(*stage(name, f"model.path={unreadable}"))
-    assert result.code == 4, result.text
-    assert "model.norm.weight holds NaN" in result.text
 
 
 DATA = {
@@ -93,78 +69,6 @@ def test_data(case, stage, cli, world, unreadable, tmp_path):
     assert result.code == 3, result.text
     assert expected in result.text
     assert str(file) in result.text or "row 1" in result.text or "no training row" in result.text
-
-
-@pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("spoilt", ["config", "tokenizer", "weights", "half", "shape"])
-def test_damaged_models(name, spoilt, stage, cli, copy_model):
-    folder = copy_model()
-    weights = folder / "model.safetensors"
-    expected = str(folder)
-    if spoilt == "config":
-        (folder / "config.json").unlink()
-        expected = "there is no config.json"
-    elif spoilt == "tokenizer":
-        for file in folder.glob("tokenizer*"):
-            file.unlink()
-        expected = "holds no tokenizer"
-    elif spoilt == "weights":
-        weights.unlink()
-        expected = "holds no weights"
-    elif spoilt == "half":
-        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-        expected = "model.safetensors is cut short"
-    else:
-        spoil(folder, "model.norm.weight", torch.ones(16))
-        expected = "do not fit its config.json"
-    result = cli(*stage(name, f"model.path={folder}"))
-    assert result.code == 4, result.text
-    assert expected in result.text
-    assert str(folder) in result.text
-    assert "Fix:" in result.text
-
-
-def test_a_reward_model_without_a_tokenizer(stage, cli, reward_model, tmp_path):
-    folder = tmp_path / "reward"
-    shutil.copytree(reward_model, folder)
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    result = cli(*stage("ppo", f"reward=[{{path: {folder}}}]"))
-    assert result.code == 2, result.text
-    assert f"{folder} holds no tokenizer" in result.text
-    assert "save_pretrained" in result.text
-
-
-def test_missing_model_offers_the_nearest(stage, cli, world):
-    result = cli(*stage("sft", f"model.path={world.folder / 'modle'}", "--dry-run"))
-    assert result.code == 4
-    assert f"did you mean {world.model}?" in result.text
-
-
-def test_reward_model_is_no_policy(stage, cli, reward_model):
-    for name in ("sft", "dpo", "ppo"):
-        result = cli(*stage(name, f"model.path={reward_model}"))
-        assert result.code == 4, result.text
-        assert "language-model head is gone" in result.text
-
-
-def test_tokenizers(stage, cli, copy_model, world):
-    folder = copy_model("plain")
-    (folder / "chat_template.jinja").unlink()
-    result = cli(*stage("sft", f"model.path={folder}", f"data.train={world.chat}"))
-    assert result.code == 4
-    assert "no chat template, but the data are conversations" in result.text
-
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
-    result = cli(*stage("sft", f"model.path={folder}"))
-    assert result.code == 4
-    assert "has no EOS token" in result.text
-
-    file.write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
-    result = cli(*stage("sft", f"model.path={folder}"))
-    assert result.code == 0, result.text  # PAD becomes a token of its own
 
 
 FUNCTIONS = {  # function: (message, before weights)
@@ -293,6 +197,15 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         "guards.6.buffer: herding reads whole weights",
     ):
         assert part in result.text, part
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # its weights are whole until it wraps them
+    result = cli(*stage("sft", f"model.path={unreadable}", guards=guards[5:]))
+    assert "guards.0.remember: herding reads whole weights" in result.text
+    assert "guards.1.buffer" not in result.text
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # but for this
+    result = cli(*stage("sft", f"model.path={unreadable}", guards=guards[5:]))
+    assert "guards.1.buffer: herding reads whole weights" in result.text
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     given = ["guards=[{type: ewcc, strength: 1}, {type: distill, strength: 1, fisher: true}]"]
     result = cli(*stage("sft", f"model.path={unreadable}", *given))
     assert "guards.0.type: 'ewcc' is no type. Fix: did you mean `ewc`?" in result.text
