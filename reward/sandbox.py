@@ -269,14 +269,17 @@ def interpreter(packages: bool) -> tuple[str, list[str]]:
 
 
 def binds(packages: bool) -> list[str]:
-    """What is seen inside, read-only: system libraries and the interpreter's own files."""
-    wanted = [*SHARED, os.path.realpath(sys.base_prefix), sys.base_prefix]
+    """What is seen inside, read-only: system libraries and the interpreter's own files.
+
+    Links stay links, and what they lead to is seen too.
+    """
+    wanted = [*SHARED, sys.base_prefix]
     if packages:
         wanted += [sys.prefix, os.path.dirname(sys.executable)]
+    wanted += [os.path.realpath(path) for path in wanted]
     found: list[str] = []
     for path in sorted({os.path.abspath(path) for path in wanted if os.path.lexists(path)}):
-        inside = any(path.startswith(other + "/") for other in found if not os.path.islink(other))
-        if not inside:
+        if not any(path.startswith(f"{other}/") for other in found):
             found.append(path)
     return found
 

@@ -87,12 +87,12 @@ def build(spec: dict[str, Any]) -> None:
             lock(str(target))
         elif os.path.isfile(path):
             shutil.copyfile(path, target)
-    Path(new, "dev").mkdir()
+    Path(new, "dev").mkdir(exist_ok=True)  # what is bound may lie there, as a venv below /tmp does
     for name in ("null", "zero", "urandom", "random"):
         Path(new, "dev", name).touch()
         mount(f"/dev/{name}", f"{new}/dev/{name}", "", MS_BIND)
     for name in ("tmp", "box"):
-        Path(new, name).mkdir()
+        Path(new, name).mkdir(exist_ok=True)
         os.chmod(f"{new}/{name}", 0o777)
     for name, text in spec["files"].items():
         Path(new, "box", name).write_text(text, encoding="utf-8")

@@ -302,7 +302,7 @@ def test_it_works_on_a_pipe(folder):
         input="why?\n/quit\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         env=dict(os.environ),
     )
     assert done.returncode == 0, done.stderr

@@ -320,9 +320,9 @@ def test_what_was_decoded_before_a_crash_is_in_the_file(folder, tmp_path):
     command = [sys.executable, "-c", code, str(folder), str(output)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 480
         while not (output.exists() and output.read_text().count("\n") >= 6):
-            assert time.monotonic() < deadline, "no output within two minutes"
+            assert time.monotonic() < deadline, "no output within eight minutes"
             assert process.poll() is None, "ended before it was stopped"
             time.sleep(0.02)
     finally:

@@ -35,7 +35,7 @@ def weights(way: str, kind: str, folder: Path, *paths: Path) -> dict[str, torch.
             )
         )
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=800)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

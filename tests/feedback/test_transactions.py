@@ -70,7 +70,7 @@ def test_processes_writing_at_once_lose_and_double_nothing(url: str) -> None:
         assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    outcomes = [writer.communicate(timeout=120)[1] for writer in writers]
+    outcomes = [writer.communicate(timeout=480)[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0, 0, 0], outcomes
     with FeedbackStore(url, create=False) as store:
         history = store.history()

@@ -251,7 +251,7 @@ def test_the_script_runs_in_a_browser(pipeline, page, tmp_path):
     flags += f"--enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
     url = (tmp_path / "out" / "report.html").as_uri()
     done = subprocess.run(
-        [browser, *flags.split(), url], capture_output=True, text=True, timeout=120, check=True
+        [browser, *flags.split(), url], capture_output=True, text=True, timeout=480, check=True
     )
     assert "1–4 of 24" in done.stdout  # the pager is the script's work
     assert 'data-controls="curves" hidden' not in done.stdout

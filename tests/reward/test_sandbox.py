@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from reward import sandbox
 from reward.errors import RewardError
 from reward.sandbox import MEGABYTE, Limits, check_sandbox, run_python
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = Limits(seconds=20, cpu=20)  # the machine may be busy
 
 
@@ -239,9 +243,24 @@ def test_files_of_a_sandbox_are_removed(tmp_path, monkeypatch):
 def test_packages_only_when_wanted():
     source = "import numpy; print(numpy.arange(3).sum())"
     assert "No module named 'numpy'" in run_python(source, limits=QUICK).errors
-    roomy = Limits(seconds=30, memory=1 << 31)
+    roomy = Limits(seconds=90, memory=1 << 31)
     done = run_python(source, limits=roomy, packages=True)
     assert done.output == "3\n", done.errors
+
+
+def test_an_environment_below_tmp_serves_too():
+    code = (
+        "from reward.sandbox import Limits, run_python\n"
+        "source = \"import numpy; open('/tmp/mine', 'w'); print(numpy.arange(3).sum())\"\n"
+        "done = run_python(source, limits=Limits(seconds=90, memory=1 << 31), packages=True)\n"
+        "print(done.output or done.errors, end='')\n"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        place = Path(folder, "venv")
+        place.symlink_to(sys.prefix)
+        command = [place / "bin" / "python", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "3\n", done.stderr
 
 
 def test_where_it_cannot_be_locked_in_nothing_runs(monkeypatch, tmp_path):

@@ -48,7 +48,7 @@ def vllm_server(tmp_path_factory, vllm_llama, tiny_tokenizer, vllm_python) -> It
         temperature=0.6,
         gpu_memory_utilization=0.5,
         kv_cache_gib=0.25,
-        timeout=300,
+        timeout=900,
     )
     server.lora_rank = 4
     with server:
@@ -66,7 +66,7 @@ def colocated(tmp_path_factory, vllm_llama, tiny_tokenizer, vllm_python) -> dict
         env=environment_variables(),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

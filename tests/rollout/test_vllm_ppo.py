@@ -26,7 +26,7 @@ def run(tmp_path, vllm_llama, tiny_tokenizer):
             env=environment_variables(),
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1200,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

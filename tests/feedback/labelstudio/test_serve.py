@@ -117,7 +117,7 @@ def test_a_server_ends_with_its_command(serve, tmp_path):
     assert stat.S_IMODE(login.stat().st_mode) == 0o600
     for process in servers(second):
         os.kill(process, signal.SIGKILL)
-    said += running.communicate(timeout=60)[0]
+    said += running.communicate(timeout=300)[0]
     assert running.returncode == 10
     assert f"Label Studio: {url}" in said
     assert "from other machines: http://" in said
