@@ -70,7 +70,7 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         lambda: check_order(config),
     )
     patience = {} if config.objective.patience is None else EARLY
-    args = trainer_args(config, run, eval_strategy="epoch", learning_rate=1e-5, **patience)
+    args = trainer_args(config, run, **DEFAULTS | patience)
     plain = config.objective.plain
     if config.data.labels != "majority" and plain:
         refuse_soft_labels(args)
@@ -128,6 +128,11 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
     run.finish(**results)
 
 
+DEFAULTS = {  # a second epoch overfits; folds, members, `align active` and `selftrain` train alike
+    "num_train_epochs": 1.0,
+    "eval_strategy": "epoch",
+    "learning_rate": 1e-5,
+}
 EARLY = {  # patience watches the held-out log-loss, and the best weights are kept
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
