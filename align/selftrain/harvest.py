@@ -3,8 +3,9 @@
 Rejection sampling keeps answers by their reward: the best of k of each question (RAFT, Dong et al.
 2023, arXiv 2304.06767, algorithm 1), all at or above a threshold (ReST, Gulcehre et al. 2023; STaR,
 Zelikman et al. 2022, arXiv 2203.14465, where the threshold is a right answer), or the best beside
-the worst as a preference (self-rewarding, Yuan et al. 2024, arXiv 2401.10020, section 2.3). Answers
-that were cut off are never kept: training would append an end to them where none was.
+the worst as a preference (iterated DPO by a fixed reward: Xu et al. 2023, arXiv 2312.16682; Pang et
+al. 2024, arXiv 2404.19733). The policy judges none of them itself. Answers that were cut off are
+never kept: training would append an end to them where none was.
 """
 
 from __future__ import annotations
