@@ -87,7 +87,10 @@ class SimulatedDesk:
         seconds = 2.0 + 60 * words / WORDS_A_MINUTE
         if item.kind == "pair":
             a, b = (worth[text] for text in item.responses)
-            return replace(person.judge(pair_of(item), a, b), lead_time=seconds)
+            said = replace(person.judge(pair_of(item), a, b), lead_time=seconds)
+            if a == b and self.utilities is of_ranks:  # a labelled tie is no toss-up
+                said = replace(said, label="tie", strength=0)
+            return said
         # Gumbel noise makes an order of Plackett and Luce.
         draw = random.Random(f"{person.seed}|{person.name}|{item.id}")
         noisy = []

@@ -11,7 +11,15 @@ from align.active.choose import check_pool
 from align.active.desks import Desk, FileDesk, SimulatedDesk, of_ranks
 from align.active.fit import RewardLearner
 from align.active.fresh import beside, draw_answers, groups_of, with_room
-from align.active.pool import Group, PairPool, load_pool, of_items, read_pairs, save_pool
+from align.active.pool import (
+    Group,
+    PairPool,
+    check_labels,
+    load_pool,
+    of_items,
+    read_pairs,
+    save_pool,
+)
 from align.config.active import AnnotatorsSection, PoolSection
 from align.config.stages import ActiveStage
 from align.data.rows import prompt_key
@@ -58,7 +66,7 @@ def open_pool(
         The pool, and how many answers were too long.
 
     Raises:
-        DataError: no pair is left, or prompts are of both kinds.
+        DataError: no pair is left, prompts are of both kinds, or labels that are the truth lack.
         ConfigError: the holdout leaves nothing to measure on or to choose from.
     """
     file = run / "pool.jsonl"
@@ -67,6 +75,8 @@ def open_pool(
     pool = _made(config.pool, config, run, store, tokenizer)
     if config.pool.source == "store":
         pool = _undrawn(pool, store, holdout)
+    if config.annotators.kind == "simulated" and config.annotators.truth == "labels":
+        check_labels(pool, config.pool.path)
     if len({isinstance(group.prompt, str) for group in pool.groups}) > 1:
         raise DataError(
             f"{config.pool.path}: holds text prompts and conversations. Fix: make them alike, "

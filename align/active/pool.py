@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from align.data.formats import convert, detect_format
+from align.data.formats import check_serves, convert, detect_format
 from align.data.quarantine import settle_bad_rows
 from align.data.remote import read_source
-from align.data.rows import BadRow, Values, plain_text, prompt_key
+from align.data.rows import BadRow, Values, plain_text, prompt_key, shorten
 from align.errors import DataError
 from align.run import read_jsonl
 from feedback.acquisition.pool import Pool
@@ -31,6 +31,8 @@ from feedback.schema import Item, Text, item_id, pair_id
 
 WORDS_A_MINUTE = 240  # that a person reads
 OURS = ("prompt", "responses", "ranks", "order", "chosen", "rejected", "response_a", "response_b")
+UNLABELLED = "response_a and response_b, or responses"  # what may serve beside the formats
+RANKS = {"a": (1.0, 2.0), "b": (2.0, 1.0), "tie": (1.0, 1.0)}  # of a table's two answers, by label
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def read_pairs(
 ) -> PairPool:
     """A pool from a file of pairs: `response_a` and `response_b`, `responses`, or labelled ones.
 
+    A table of comparisons says in `label` which of its two answers is better: a, b, tie or nothing.
+
     Args:
         path: whatever `data.train` takes.
         columns: ours: theirs.
@@ -177,11 +181,14 @@ def read_pairs(
         quarantine: where bad rows are written; None: they are refused.
 
     Raises:
-        DataError: the source cannot be read, a row is bad, or no pair is there.
+        DataError: the source cannot be read or is of another kind, a row is bad, or no pair is
+            there.
     """
     records = read_source(path, limit=limit, kind="ranking").records
     given = [record.values for record in records if record.values is not None]
     format = detect_format(given, columns, path) if given and not _bare(given[0], columns) else ""
+    if format:
+        check_serves(format, "ranking", path, UNLABELLED)
     groups, bad = [], []
     for record in records:
         try:
@@ -202,6 +209,22 @@ def read_pairs(
     if not pool.pairs:
         raise DataError(f"{path}: holds no pair of different answers. Fix: check the file.")
     return pool
+
+
+def check_labels(pool: PairPool, path: str) -> None:
+    """Refuse a pool whose labels are to be the truth, and that lacks some.
+
+    Raises:
+        DataError: with how many there are, and the first prompt without one.
+    """
+    without = [group for group in pool.groups if not group.ranks]
+    if without:
+        raise DataError(
+            f"{path}: {len(without):,} of {len(pool.groups):,} rows say nothing of which answer is "
+            f"better, the first of them about {plain_text(without[0].prompt)[:60]!r}, and "
+            "annotators.truth is labels. Fix: add a column label (a, b or tie) to response_a and "
+            "response_b, give preferences or rankings, or name another annotators.truth."
+        )
 
 
 def of_items(items: Iterable[Item], stratum: str | None) -> PairPool:
@@ -255,9 +278,12 @@ def _bare(values: Values, columns: dict[str, str]) -> bool:
 
 
 def _group(values: Values, format: str, columns: dict[str, str], stratum: str | None) -> Group:
-    labelled = bool(format)
-    read = values
-    if not labelled:
+    read, taken = values, {*OURS, *columns.values()}
+    ranks: tuple[float, ...] = ()
+    if not format:
+        ranks = _stated(values, columns)
+        if ranks:  # what knows the better answer is kept from the questions
+            taken.add("label")
         names = [columns.get(name, name) for name in ("response_a", "response_b")]
         theirs = columns.get("responses", "responses")
         texts = values.get(theirs, [values.get(name) for name in names])
@@ -275,11 +301,18 @@ def _group(values: Values, format: str, columns: dict[str, str], stratum: str | 
     answers = [
         text if isinstance(text, str) else text[-1]["content"] for text in found["responses"]
     ]
-    taken = {"prompt", "responses", "ranks", "order", "chosen", "rejected", "response_a"}
-    extra = {
-        k: v for k, v in values.items() if k not in taken | {"response_b"} | {*columns.values()}
-    }
+    extra = {k: v for k, v in values.items() if k not in taken}
     prompt = found["prompt"]
-    made = shuffled(prompt, answers, [float(r) for r in found["ranks"]] if labelled else ())
+    made = shuffled(prompt, answers, [float(r) for r in found["ranks"]] if format else ranks)
     name = str(values.get(stratum, "")) if stratum else ""
     return Group(prompt, stratum=name, columns=extra, **made)
+
+
+def _stated(values: Values, columns: dict[str, str]) -> tuple[float, ...]:
+    """The ranks of a table's two answers, where its row says which one is better."""
+    label = values.get(columns.get("label", "label"))
+    if label in (None, "") or columns.get("response_a", "response_a") not in values:
+        return ()
+    if not isinstance(label, str) or label.strip().lower() not in RANKS:
+        raise RowProblem("label is unknown", f"{shorten(str(label))}; expected {', '.join(RANKS)}")
+    return RANKS[label.strip().lower()]

@@ -85,8 +85,14 @@ def detect_format(rows: Sequence[Values], columns: Mapping[str, str], where: str
     return "hh" if name == "preference" and 2 * dialogues > len(sample) else name
 
 
-def check_serves(format: str, kind: Kind, where: str) -> None:
+def check_serves(format: str, kind: Kind, where: str, also: str = "") -> None:
     """Refuse a format that does not hold what a stage needs.
+
+    Args:
+        format: of the data.
+        kind: what the stage reads them as.
+        where: the file.
+        also: columns beyond the formats that the stage reads.
 
     Raises:
         DataError: naming the formats that do.
@@ -105,7 +111,7 @@ def check_serves(format: str, kind: Kind, where: str) -> None:
     }[kind]
     raise DataError(
         f"{where}: {format} data cannot serve {kind!r}, which needs {need}. "
-        f"Fix: use data in one of these formats: {able}."
+        f"Fix: use data in one of these formats: {able}{f'; or {also}' if also else ''}."
     )
 
 

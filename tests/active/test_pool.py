@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from align.active.belief import Belief
+from align.active.desks import SimulatedDesk, of_ranks
 from align.active.fresh import beside, groups_of
-from align.active.open import fitting
-from align.active.pool import PairPool, load_pool, of_items, read_pairs, save_pool
+from align.active.open import fitting, truth_of
+from align.active.pool import (
+    PairPool,
+    check_labels,
+    load_pool,
+    of_items,
+    read_pairs,
+    save_pool,
+)
 from align.errors import DataError
 from feedback.schema import pair_id
+from feedback.simulate import SimulatedAnnotator
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
@@ -58,9 +67,63 @@ def test_pairs_without_a_label_and_groups_of_several(tmp_path):
     assert (group.prompt, sorted(group.answers)) == (chat, ["Hi.", "No."])
 
 
+def test_a_table_of_comparisons_says_its_label(tmp_path):
+    said = ["a", " B ", "tie", "", None]
+    rows = [
+        {"prompt": f"{i}?", "response_a": "x", "response_b": "y", "label": label, "tone": "dry"}
+        for i, label in enumerate(said)
+    ]
+    pool = read_pairs(write(tmp_path / "a.jsonl", rows), {}, None, None)
+    ranks = [dict(zip(g.answers, g.ranks, strict=False)) for g in pool.groups]
+    assert ranks == [{"x": 1.0, "y": 2.0}, {"x": 2.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {}, {}]
+    assert pool.groups[0].columns == {"tone": "dry"}  # a question must not say its answer
+    with pytest.raises(DataError, match=r"a.jsonl: 2 of 5 rows .* about '3\?'.*column label"):
+        check_labels(pool, "a.jsonl")
+    check_labels(PairPool(pool.groups[:3]), "a.jsonl")
+
+    theirs = {"prompt": "q", "response_a": "one", "response_b": "two", "label": "winner"}
+    rows = [{"q": "a?", "one": "x", "two": "y", "winner": "b", "label": "a"}]
+    (group,) = read_pairs(write(tmp_path / "b.jsonl", rows), theirs, None, None).groups
+    assert group.answers[group.ranks.index(1.0)] == "y"
+    assert "winner" not in group.columns
+    assert "two" not in group.columns
+
+
+def test_a_labelled_tie_is_answered_as_one(store, tmp_path):
+    rows = [
+        {"prompt": f"{i}?", "response_a": "x", "response_b": "y", "label": "tie"} for i in range(9)
+    ]
+    pool = read_pairs(write(tmp_path / "a.jsonl", rows), {}, None, None)
+    desk = SimulatedDesk(store, [SimulatedAnnotator("ann", 0)], of_ranks)
+    found = truth_of(desk, 0)(pool, list(pool.place))
+    assert set(found.values()) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a?"}, "prompts"),
+        ({"prompt": "a?", "completion": "x"}, "prompt-completion"),
+        ({"prompt": "a?", "completion": "x", "label": True}, "unpaired"),
+        ({"messages": [{"role": "user", "content": "a?"}]}, "messages"),
+        ({"text": "a"}, "text"),
+    ],
+)
+def test_data_of_another_kind_are_refused(row, kind, tmp_path):
+    path = write(tmp_path / "a.jsonl", [row, row])
+    message = f"a.jsonl: {kind} data cannot serve 'ranking'.*preference.*response_a"
+    for aside in (None, tmp_path / "quarantine.jsonl"):
+        with pytest.raises(DataError, match=message):
+            read_pairs(path, {}, None, None, aside)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (
+            {"prompt": "b?", "response_a": "x", "response_b": "y", "label": 1},
+            "label is unknown: '1'; expected a, b, tie",
+        ),
         ({"prompt": "b?", "response_a": "x"}, "a.jsonl:2: responses\\[1\\] .*1 bad rows of 2"),
         ({"prompt": "b?", "response_a": "x", "response_b": "x"}, "two or more answers"),
         ({"prompt": 3, "response_a": "x", "response_b": "y"}, "prompt"),
