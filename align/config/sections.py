@@ -255,7 +255,7 @@ class EvaluateSection(Section):
     models: dict[str, str]  # name: directory; the first is the baseline
     prompts: int = Field(default=200, gt=0)
     samples: int = Field(default=1, gt=0)  # completions per prompt and model
-    reference: str | None = None  # KL is measured to this model; default: the baseline
+    reference: str | None = None  # KL is measured to it: a name or a path; default: the baseline
     reward_model: str | None = None  # measured on held-out preferences
     preferences: str | None = None  # those preferences
     retention: RetentionSection | None = None  # what was forgotten: docs/evaluate.md

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.engine.tokenizer import load_tokenizer, match_embeddings
+from align.engine.tokenizer import load_tokenizer, match_embeddings, why_not
 from align.errors import MissingDependencyError, ModelError
 from reward.model import initialise_head, load_whole
 
@@ -311,11 +311,8 @@ def check_finite(model: nn.Module, path: str | Path) -> None:
 
 
 def _not_loadable(path: str | Path, error: Exception) -> str:
-    place = Path(path)
+    place, why = Path(path), why_not(path, error)
     if place.is_dir():
         found = ", ".join(sorted(item.name for item in place.iterdir())[:6]) or "nothing"
-        hint = f"the directory holds {found}; a model needs config.json and *.safetensors"
-    else:
-        hint = "no such directory, and the hub has no model of that name that can be reached"
-    reason = str(error).splitlines()[0][:200]
-    return f"cannot load a model from {str(path)!r}: {hint} ({reason}). Fix: check model.path."
+        why = f"the directory holds {found}; a model needs config.json and *.safetensors ({why})"
+    return f"cannot load a model from {str(path)!r}: {why}. Fix: check the path."

@@ -45,10 +45,9 @@ def load_tokenizer(
             str(path), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ModelError(
-            f"cannot load a tokenizer from {str(path)!r} ({reason}). Fix: check model.path, or "
-            "set model.tokenizer to a directory with tokenizer.json."
+            f"cannot load a tokenizer from {str(path)!r}: {why_not(path, error)}. Fix: check the "
+            "path, or set model.tokenizer to a directory with tokenizer.json."
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -63,6 +62,17 @@ def load_tokenizer(
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     return tokenizer
+
+
+def why_not(path: str | Path, error: Exception) -> str:
+    """Why a name could not be loaded; what is no folder was looked for on the hub, too."""
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    if Path(path).exists():
+        return reason
+    return (
+        f"there is no folder {path} in {Path.cwd()}, and no such model could be fetched from the "
+        f"hub ({reason.rstrip('.')})"
+    )
 
 
 def read_template(name: str) -> str:

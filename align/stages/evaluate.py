@@ -32,7 +32,7 @@ from align.rollout.transformers import TransformersSampler
 from align.run import Run, fingerprint
 from align.stages.common import console
 from align.stages.order_checks import refuse_order
-from align.stages.preflight import gather, is_classifier, is_local, model_fault
+from align.stages.preflight import gather, hub_fault, is_classifier, is_local, model_fault
 from align.stages.sft import read_either
 from align.types import Rollout, Sampler
 from reward.functions import load_reward_function, reward_name
@@ -64,7 +64,7 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
         run.add_parent("model", path, fingerprint=fingerprint(path), name=name)
     baseline = next(iter(settings.models))
     models = LazyModels(settings.models, config.rollout, known)
-    reference = settings.reference or settings.models[baseline]
+    reference = reference_of(settings)
     measured = config.rollout.top_p == 1 and config.rollout.top_k == 0
     with Progress(console=console, disable=not console.is_terminal) as progress:
         evaluation = evaluate_models(
@@ -93,6 +93,12 @@ def run(config: EvaluateStage, run: Run, *, resume: bool = False, dry_run: bool 
         before = settings.retention.before or baseline
         evaluation = add_forgotten(evaluation, models.losses, before)
     finish(evaluation, run)
+
+
+def reference_of(settings: EvaluateSection) -> str:
+    """Where the model is that the KL is measured to: a model's name goes before a path."""
+    wanted = settings.reference or next(iter(settings.models))
+    return settings.models.get(wanted, wanted)
 
 
 def read_retention(section: RetentionSection, run: Run) -> list[dict[str, Any]]:
@@ -226,19 +232,21 @@ def check_models(settings: EvaluateSection, judge: JudgeSection) -> None:
         problems.append(Problem("evaluate.models", "is empty.", "add `name: directory` lines."))
     named = {f"evaluate.models.{name}": path for name, path in models.items()}
     others = {
-        "evaluate.reference": settings.reference,
+        "evaluate.reference": None if settings.reference in models else settings.reference,
         "evaluate.reward_model": settings.reward_model,
         "judge.path": judge.path,
     }
     named |= {where: path for where, path in others.items() if path is not None}
     for where, path in named.items():
-        fault = model_fault(path)
+        fault = model_fault(path) or hub_fault(path)
+        writes = where not in ("evaluate.reward_model", "judge.path")
+        if fault is None and writes and is_classifier(path):
+            fault = "is a reward model and cannot write answers.", "name a policy."
+        if fault and where == "evaluate.reference":
+            fix = f"name one of evaluate.models ({', '.join(models)}), or a policy's directory."
+            fault = fault[0], fix
         if fault:
             problems.append(Problem(where, f"{path} {fault[0]}", fault[1]))
-    for name, path in models.items():
-        if is_classifier(path):
-            what = f"{path} is a reward model and cannot write answers."
-            problems.append(Problem(f"evaluate.models.{name}", what, "name a policy."))
     if (judge.path is None) == (judge.function is None):
         what = "names both `path` and `function`." if judge.path else "names nothing."
         fix = "set exactly one of `path` (a reward model) and `function` (module:function)."

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from align.config.stages import TrainingStage
+from align.engine.tokenizer import load_tokenizer, why_not
 from align.errors import (
     AlignError,
     ConfigError,
@@ -116,6 +117,22 @@ def model_fault(
     if wanted == "adapter_model":
         return fault or _base_fault(place, tokenizer, (*above, place.resolve()))
     return fault or (_tokenizer_fault(place) if tokenizer else None)
+
+
+def hub_fault(path: str) -> tuple[str, str] | None:
+    """What is wrong with a name that is no folder here, and how to mend it: asks the hub.
+
+    For a model that is read late; one that is read at once says it itself.
+    """
+    if Path(path).exists():
+        return None
+    try:
+        load_tokenizer(path)
+    except ModelError as error:
+        cause = error.__cause__
+        why = why_not(path, cause) if isinstance(cause, Exception) else str(error)
+        return f"is no model: {why}.", "check the path."
+    return None
 
 
 def _missing(path: str) -> tuple[str, str]:

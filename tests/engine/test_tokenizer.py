@@ -53,6 +53,17 @@ def test_what_cannot_be_used_is_refused(tiny_tokenizer, tmp_path):
         load_tokenizer(tmp_path / "nothing")
 
 
+def test_what_may_be_a_path_is_said_to_be_looked_for_here_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = f"there is no folder models/base in {tmp_path}, and no such model could be fetched"
+    with pytest.raises(ModelError, match=expected):
+        load_tokenizer("models/base")
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer("models/base")
+    assert "no folder" not in str(caught.value)
+
+
 def test_templates(tiny_tokenizer, tmp_path):
     folder = save(tiny_tokenizer, tmp_path)
     assert load_tokenizer(folder, chat_template="plain").chat_template == read_template("plain")
