@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from align.engine.prefix_cost import Costs, counted_costs, measure_costs
 from align.errors import ModelError
+from align.processes import first_process
 from reward.layout import Layout, is_contiguous, lay_out
 from reward.packed import can_pack, why_not
 from reward.packed_attention import make_ready
 from reward.shared import shared_states
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "measured", "on", "off"]
 
@@ -76,6 +80,7 @@ class PrefixSharing:
         self.signature = inspect.signature(type(backbone).forward)
         self.counts = Counts()
         self.plain = False
+        self.told = False  # that a window kept a batch plain
 
     def install(self) -> None:
         """Stand before the backbone's forward, with its signature."""
@@ -166,7 +171,23 @@ class PrefixSharing:
         longest = input_ids.shape[1]
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=1).max()) if len(attention_mask) else 0
-        return can_pack(self.backbone, input_ids.device, longest, on_accelerators=True)
+        right = can_pack(self.backbone, input_ids.device, longest, on_accelerators=True)
+        if not right and not self.told:
+            self._tell_of_window(input_ids.device, longest)
+        return right
+
+    def _tell_of_window(self, device: torch.device, longest: int) -> None:
+        """Say once that shorter rows would be shared, where that is what keeps a batch plain."""
+        if can_pack(self.backbone, device, 0, on_accelerators=True):
+            self.told = True
+            if first_process():
+                log.warning(
+                    "prefix sharing: %s keeps its plain pass for a batch whose longest row has "
+                    "%d tokens, and for others like it: %s",
+                    type(self.backbone).__name__,
+                    longest,
+                    why_not(self.backbone, longest),
+                )
 
     def _beyond(self, wanted: Tensor, attention_mask: Tensor | None) -> bool:
         return attention_mask is not None and bool((wanted & ~attention_mask.bool()).any())
