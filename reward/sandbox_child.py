@@ -80,7 +80,7 @@ def build(spec: dict[str, Any]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.islink(path):
             if not target.is_symlink():
-                target.symlink_to(os.readlink(path))
+                target.symlink_to(os.path.realpath(path))  # through every link between
         elif os.path.isdir(path):
             target.mkdir(exist_ok=True)
             mount(path, str(target), "", MS_BIND | MS_REC)
