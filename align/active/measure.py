@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from align.active.pool import PairPool
 from align.active.said import credit
+from align.evaluate.significance import difference_interval
 from feedback.acquisition import Holdout, estimate_accuracy
 
 Array = np.ndarray
@@ -75,22 +75,9 @@ def against_random(
     if others:
         gain = own - np.mean(others, axis=0)
         keys = [pool.keys[pool.place[name]] for name in names]
-        found["difference"] = clustered_mean(gain, keys)
+        interval = difference_interval(*_by_prompt(gain, keys))
+        found["difference"] = {k: v for k, v in interval.as_dict().items() if k != "n"}
     return found
-
-
-def clustered_mean(values: Array, clusters: Sequence[str], level: float = 0.95) -> dict[str, Any]:
-    """A mean with Student's interval over clusters; no interval where there is one cluster."""
-    mean = float(values.mean())
-    codes = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros(len(codes))
-    np.add.at(sums, [codes[name] for name in clusters], (values - mean) / len(values))
-    count = len(codes)
-    if count < 2:
-        return {"value": mean, "low": None, "high": None}
-    spread = float(np.sqrt(np.square(sums).sum() * count / (count - 1)))
-    half = float(t.ppf(0.5 + level / 2, count - 1)) * spread
-    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def random_rows(names: Sequence[str], count: int, seed: int, arm: int) -> list[str]:
@@ -127,3 +114,10 @@ def in_words(found: Mapping[str, Any]) -> str:
 
 def _of(values: Mapping[str, float], names: Sequence[str]) -> Array:
     return np.array([values[name] for name in names], dtype=np.float64)
+
+
+def _by_prompt(values: Array, keys: Sequence[str]) -> tuple[Array, Array]:
+    """Sums and counts of each prompt's values, both (P,): prompts are the units."""
+    codes = {name: place for place, name in enumerate(dict.fromkeys(keys))}
+    labels = [codes[name] for name in keys]
+    return np.bincount(labels, weights=values), np.bincount(labels).astype(np.float64)

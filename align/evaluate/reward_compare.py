@@ -14,7 +14,12 @@ import numpy as np
 
 from align.evaluate.reward_pairs import Pairs, decided_rows, make_pairs, prompt_sums
 from align.evaluate.reward_sets import AnswerSet
-from align.evaluate.significance import bootstrap_interval, holm, mcnemar_test, permutation_test
+from align.evaluate.significance import (
+    difference_interval,
+    holm,
+    mcnemar_test,
+    permutation_test,
+)
 from reward.metrics import correctness
 from reward.statistics import Interval
 
@@ -24,7 +29,7 @@ class Ahead:
     """How much more often the first of two rewards is right."""
 
     name: str  # of the category; "" for all rows
-    difference: Interval  # of weighted accuracies, bootstrap over prompts
+    difference: Interval  # of weighted accuracies, over prompts
     p_value: float  # permutation test over prompts
     p_adjusted: float  # after Holm over the categories
 
@@ -64,8 +69,8 @@ def compare_rewards(
         second: of the other reward.
         names: of the two.
         level: confidence level.
-        resamples: of bootstrap and permutation.
-        seed: of both.
+        resamples: of the permutation.
+        seed: of it.
 
     Raises:
         DataError: numbers that differ, or no set says that an answer is better.
@@ -105,5 +110,5 @@ def _ahead(
     prompts = [pairs.prompts[row] for row in inside]
     above, below = prompt_sums(gains[inside], pairs.weights[inside], prompts)
     p_value = permutation_test(above, resamples, seed)
-    interval = bootstrap_interval(above, below, level, resamples, seed)
+    interval = difference_interval(above, below, level)
     return Ahead(name, interval, p_value, p_value)

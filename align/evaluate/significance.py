@@ -21,6 +21,7 @@ __all__ = [
     "Difference",
     "Interval",
     "bootstrap_interval",
+    "difference_interval",
     "holm",
     "mcnemar_test",
     "paired_difference",
@@ -46,7 +47,12 @@ class Difference:
 
 
 def paired_difference(
-    a: Numbers, b: Numbers, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    a: Numbers,
+    b: Numbers,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    shares: bool = False,
 ) -> Difference:
     """Compare two models' scores on the same prompts.
 
@@ -56,18 +62,57 @@ def paired_difference(
         level: confidence level of the bootstrap interval.
         resamples: of bootstrap and permutation.
         seed: of both.
+        shares: scores lie in [0, 1] (right or wrong), and the interval is `difference_interval`.
 
     Raises:
-        DataError: the two differ in length, are empty, or hold NaN.
+        DataError: the two differ in length, are empty, hold NaN, or are no shares.
     """
     first, second = _numbers(a, "a"), _numbers(b, "b")
     if first.shape != second.shape:
         raise DataError(f"paired scores differ in number: {first.size} and {second.size}.")
     differences = first - second
-    return Difference(
-        bootstrap_interval(differences, level=level, resamples=resamples, seed=seed),
-        permutation_test(differences, resamples=resamples, seed=seed),
-    )
+    if shares:
+        interval = difference_interval(differences, level=level)
+    else:
+        interval = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
+    return Difference(interval, permutation_test(differences, resamples=resamples, seed=seed))
+
+
+def difference_interval(
+    values: Numbers, weights: Numbers | None = None, level: float = 0.95
+) -> Interval:
+    """Interval of a mean paired difference of shares, over independent units.
+
+    Wald's interval after one imagined unit that only the first gets right and one that only the
+    second does (Bonett and Price 2012, J. Educ. Behav. Stat. 37). Where all differences are equal a
+    bootstrap has nothing to redraw and claims certainty; this one still has the width that so few
+    units leave. Ties, means of several samples, and units of unequal weight go in as they are: the
+    variance is that of a ratio of sums, which for wins and losses is theirs.
+
+    Args:
+        values: (n,) one difference per unit, each in [-1, 1]; times its weight, where there are.
+        weights: (n,) of the units; default 1 each.
+        level: confidence level.
+
+    Raises:
+        DataError: no values, NaN, lengths that differ, or a difference outside [-1, 1].
+    """
+    x = _numbers(values, "values")
+    w = np.ones_like(x) if weights is None else _numbers(weights, "weights")
+    if x.shape != w.shape:
+        raise DataError(f"{x.size} values came with {w.size} weights.")
+    if w.sum() <= 0 or w.min() < 0:
+        raise DataError("weights are counts: none negative, not all zero.")
+    if (abs(x) > w * (1 + 1e-9)).any():
+        raise DataError(f"differences of shares lie in [-1, 1]; found {x.min()} to {x.max()}.")
+    each = w.mean()
+    above, below = np.append(x, [each, -each]), np.append(w, [each, each])
+    middle = above.sum() / below.sum()
+    error = np.sqrt(np.square(above - middle * below).sum()) / below.sum()
+    half = float(stats.norm.ppf(0.5 + check_level(level) / 2)) * error
+    value = float(x.sum() / w.sum())
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Interval(value, min(value, float(low)), max(value, float(high)), x.size, level)
 
 
 def bootstrap_interval(
@@ -157,11 +202,13 @@ def seeds_interval(
     level: float = 0.95,
     method: Literal["t", "bootstrap"] = "t",
     resamples: int = 10_000,
+    share: bool = False,
 ) -> Interval:
     """Interval of the mean of one metric over training seeds.
 
     Student's t is the default: with the three to five seeds one can afford, a bootstrap interval
     is too narrow (three values have only ten distinct resamples). Use it from about 20 seeds.
+    A `share` lies in [0, 1], and so does its interval: what t has beyond is cut off.
 
     Raises:
         DataError: fewer than two seeds, NaN, or an unknown method.
@@ -175,7 +222,10 @@ def seeds_interval(
         raise DataError(f"seeds_interval: method {method!r} is unknown; use 't' or 'bootstrap'.")
     half = float(stats.t.ppf(0.5 + check_level(level) / 2, x.size - 1)) * float(stats.sem(x))
     mean = float(x.mean())
-    return Interval(mean, mean - half, mean + half, x.size, level)
+    low, high = mean - half, mean + half
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Interval(mean, low, high, x.size, level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from align.evaluate.significance import Difference, paired_difference
+from align.evaluate.significance import Difference, Interval, paired_difference
 
 Rule = Literal["gain", "not_worse"]
 
@@ -31,6 +31,7 @@ class Gate:
     level: float = 0.95  # of all rounds together
     rounds: int = 1  # that look
     resamples: int = 10_000
+    shares: bool = False  # scores are right or wrong, or a mean of such
 
     def decide(
         self, candidate: Sequence[float] | np.ndarray, incumbent: Sequence[float] | np.ndarray
@@ -45,12 +46,19 @@ class Gate:
             DataError: they are not of the same prompts.
         """
         level = 1 - (1 - self.level) / self.rounds
-        found = paired_difference(candidate, incumbent, level=level, resamples=self.resamples)
+        found = paired_difference(
+            candidate, incumbent, level=level, resamples=self.resamples, shares=self.shares
+        )
         low = found.interval.low
         if self.rule == "gain":
             promoted = low > 0
             why = "the gain's interval lies above 0"
             other = "the gain's interval holds 0" if found.interval.high >= 0 else "it got worse"
+            if not has_width(found.interval):  # exchanging signs is all that can tell
+                promoted = low > 0 and found.p_value < 1 - level
+                why = "every held-out score gained as much"
+                other = f"{why}, but there are few" if low > 0 else other
+                other = "every held-out score is as before" if low == 0 else other
         else:
             promoted = low > -self.tolerance
             why = f"it loses no more than {self.tolerance:g}"
@@ -72,15 +80,25 @@ class Decision:
         return {
             "promoted": self.promoted,
             "why": self.why,
-            "gain": {
-                "value": gain.value,
-                "low": gain.low,
-                "high": gain.high,
-                "n": gain.n,
-                "level": gain.level,
-                "p_value": self.difference.p_value,
-            },
+            "gain": measured(gain, gain.n)
+            | {"level": gain.level, "p_value": self.difference.p_value},
         }
+
+
+def has_width(interval: Interval) -> bool:
+    """Whether an interval says how sure one can be; a bootstrap of equal scores does not."""
+    return interval.high > interval.low
+
+
+def measured(interval: Interval, n: float) -> dict[str, Any]:
+    """A held-out figure for measure.json; without bounds where none can be given.
+
+    Args:
+        interval: of the figure.
+        n: held-out prompts behind it.
+    """
+    low, high = (interval.low, interval.high) if has_width(interval) else (None, None)
+    return {"value": interval.value, "low": low, "high": high, "n": n}
 
 
 def ended(history: Sequence[bool], rounds: int, patience: int) -> list[str]:

@@ -208,7 +208,8 @@ def _check_held(count: int, what: str) -> None:
 
 def _gate(config: SelftrainStage) -> Gate:
     given = config.gate
-    return Gate(given.rule, given.tolerance, given.level, config.loop.rounds)
+    shares = config.loop.method == "preferences"  # a pair is judged rightly, or it is not
+    return Gate(given.rule, given.tolerance, given.level, config.loop.rounds, shares=shares)
 
 
 def _say(line: str) -> None:

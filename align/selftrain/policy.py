@@ -22,7 +22,7 @@ from align.ppo.rewards import RewardScorer
 from align.run import read_jsonl
 from align.selftrain.draw import Asked, Drawer, score_rollout
 from align.selftrain.fit import PolicyLearner
-from align.selftrain.gate import Gate
+from align.selftrain.gate import Gate, measured
 from align.selftrain.harvest import (
     Sample,
     dpo_row,
@@ -221,12 +221,10 @@ class PolicyRounds:
         )
         scores, logged = score_rollout(self.score, rollout, cache / "held")
         own = np.asarray(scores).reshape(-1, how.samples).mean(axis=1)
-        interval = bootstrap_interval(own)
         found: Json = {
             "round": here.number,
             "scores": own.tolist(),
-            "value": {"value": interval.value, "low": interval.low, "high": interval.high}
-            | {"n": interval.n},
+            "value": measured(bootstrap_interval(own), len(own)),
             "rows": kept.get("rows", 0),
             "finished": float(rollout.finished.float().mean()),
             "logged": logged,
@@ -279,15 +277,21 @@ def samples_of(
 def in_words(found: Mapping[str, Any]) -> str:
     """A measured round in one line."""
     value, gain = found["value"], found["gain"]
-    said = f"round {found['round']}: {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    said = f"round {found['round']}: {value['value']:.3f} {_bounds(value, '.3f')}"
     said += f" on {value['n']} held out"
     if gain is None:
         return said
     word = "promoted" if found["promoted"] else "not promoted"
     return (
-        f"{said}, gain {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] "
+        f"{said}, gain {gain['value']:+.3f} {_bounds(gain, '+.3f')} "
         f"({gain['level']:.1%}): {word}, {found['why']}"
     )
+
+
+def _bounds(figure: Mapping[str, Any], form: str) -> str:
+    if figure["low"] is None:
+        return "(all alike, so no interval)"
+    return f"[{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 def metrics_of(found: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:

@@ -23,12 +23,12 @@ from align.active.said import read_said
 from align.config.selftrain import AuditSection, LoopSection, PseudoSection
 from align.data.rows import prompt_key
 from align.errors import DataError
-from align.evaluate.significance import bootstrap_interval
+from align.evaluate.significance import share_interval
 from align.run import read_jsonl
 from align.selftrain.audit import Audited, audit, drawn_for_audit
 from align.selftrain.average import ema_shares, next_teacher
 from align.selftrain.fit import RewardEnsemble, margins_of
-from align.selftrain.gate import Gate, per_prompt
+from align.selftrain.gate import Gate, measured, per_prompt
 from align.selftrain.pairs import in_proportion, longer, new_pairs, pair_row, pool_sides, sides_of
 from align.selftrain.policy import in_words
 from align.selftrain.pseudo import credit, pseudo_labels
@@ -258,12 +258,10 @@ class PreferenceRounds:
         keys = [prompt_key(row["prompt"]) for row in self.held]
         credits = credit(margins_of(students, *sides_of(self.held)))
         own = per_prompt(credits, keys)
-        interval = bootstrap_interval(own)
         found: Json = {
             "round": here.number,
             "credits": own.tolist(),
-            "value": {"value": interval.value, "low": interval.low, "high": interval.high}
-            | {"n": interval.n},
+            "value": measured(share_interval(own), len(own)),
             "rows": kept["rows"],
         }
         if here.number == 0:

@@ -8,9 +8,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import t
 
-from align.active.measure import against_random, clustered_mean, holdout_accuracy, random_rows
+from align.active.measure import against_random, holdout_accuracy, random_rows
 from align.active.said import credit
 from align.active.stop import Rules
 from align.active.worth import better_kind, ranking_information, seconds_of
@@ -96,16 +95,6 @@ def test_accuracy_is_of_the_drawn_and_answered(make_pool):
     assert holdout_accuracy(pool, p, {}, drawn, holdout) is None
 
 
-def test_a_mean_over_prompts():
-    values = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
-    found = clustered_mean(values, list("abcde"))
-    half = t.ppf(0.975, 4) * values.std(ddof=1) / 5**0.5
-    assert (found["low"], found["high"]) == pytest.approx((0.6 - half, 0.6 + half))
-    twins = clustered_mean(np.repeat(values, 2), [k for k in "abcde" for _ in range(2)])
-    assert twins == pytest.approx(found)  # a copy of everything tells nothing
-    assert clustered_mean(values, ["a"] * 5)["low"] is None
-
-
 def test_both_curves_answer_the_same_pairs(make_pool):
     pool = make_pool(4)
     names = list(pool.place)
@@ -116,6 +105,20 @@ def test_both_curves_answer_the_same_pairs(make_pool):
     assert (found["chosen"], found["random"], found["n"]) == (0.75, [0.25], 4)
     assert found["difference"]["value"] == pytest.approx(0.5)
     assert "difference" not in against_random(pool, truth, chosen, [])
+
+
+def test_models_that_never_differ_are_not_known_to_be_alike(make_pool):
+    pool = make_pool(9)
+    names = list(pool.place)
+    truth, same = dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.9)
+    found = against_random(pool, truth, same, [same])["difference"]
+    assert found["value"] == 0
+    assert found["low"] < -0.2
+    assert found["high"] > 0.2
+    of_three = make_pool(9, answers=3)  # three pairs a prompt: prompts are the units
+    names = list(of_three.place)
+    truth, same = dict.fromkeys(names, 1.0), dict.fromkeys(names, 0.9)
+    assert against_random(of_three, truth, same, [same])["difference"] == pytest.approx(found)
 
 
 def test_random_rows_are_nested():

@@ -159,6 +159,7 @@ def test_comparisons():
     sets, scores = made()
     same = compare_rewards(sets, scores, scores)
     assert (same.overall.difference.value, same.overall.p_value, same.mcnemar_p) == (0, 1, 1)
+    assert same.overall.difference.low < 0 < same.overall.difference.high  # equal is not certain
     turned = [s if i % 3 else -s for i, s in enumerate(scores)]  # a third of the verdicts flipped
     found = compare_rewards(sets, scores, turned, ("one", "two"))
     one, two = evaluate_sets(sets, scores), evaluate_sets(sets, turned)

@@ -6,7 +6,9 @@ from scipy import stats
 
 from align.errors import DataError
 from align.evaluate.significance import (
+    Difference,
     bootstrap_interval,
+    difference_interval,
     holm,
     mcnemar_test,
     paired_difference,
@@ -129,6 +131,57 @@ def test_bootstrap_over_three_seeds_is_too_narrow() -> None:
             hits[method] += interval.low <= 0 <= interval.high
     assert hits["t"] / 300 >= 0.92
     assert hits["bootstrap"] / 300 < 0.85
+
+
+def test_a_share_over_seeds_stays_a_share() -> None:
+    values = [1.0, 14 / 15, 1.0, 1.0, 0.9, 1.0]
+    assert seeds_interval(values).high > 1
+    found = seeds_interval(values, share=True)
+    assert (found.low, found.high) == (seeds_interval(values).low, 1.0)
+    assert seeds_interval([0.0, 0.1], share=True).low == 0.0
+
+
+def test_difference_of_shares_is_bonett_and_price_s() -> None:
+    differences = [1.0] * 7 + [-1.0] * 2 + [0.0] * 21
+    n, first, second = 32, 8 / 32, 3 / 32
+    middle = first - second
+    half = 1.959963985 * ((first + second - middle**2) / n) ** 0.5
+    found = difference_interval(differences)
+    assert found.value == pytest.approx(5 / 30)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
+    doubled = difference_interval(2 * np.array(differences), np.full(30, 2.0))
+    assert doubled.as_dict() == pytest.approx(found.as_dict())  # only relative weights count
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.0, 9), (0.0, 35), (1.0, 8), (-1.0, 35), (0.0, 1)])
+def test_equal_differences_are_not_certain(value: float, n: int) -> None:
+    found = difference_interval([value] * n)
+    assert found.value == value
+    assert -1 <= found.low <= value <= found.high <= 1
+    assert found.high - found.low > 0.05
+    assert paired_difference([0.5 + value / 2] * n, [0.5 - value / 2] * n, shares=True) == (
+        Difference(found, permutation_test([value] * n))
+    )
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.4])
+def test_difference_interval_covers(p: float) -> None:
+    draw = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        kind = draw.choice(3, size=25, p=[p, p / 2, 1 - 1.5 * p])
+        found = difference_interval(np.array([1.0, -1.0, 0.0])[kind])
+        hits += found.low <= p / 2 <= found.high
+    assert hits >= 930
+
+
+def test_difference_interval_refuses() -> None:
+    with pytest.raises(DataError, match="lie in"):
+        difference_interval([0.5, 2.0])
+    with pytest.raises(DataError, match="2 values came with 1 weights"):
+        difference_interval([0.5, 0.1], [1.0])
+    with pytest.raises(DataError, match="counts"):
+        difference_interval([0.0], [0.0])
 
 
 def test_seeds_interval_refuses() -> None:

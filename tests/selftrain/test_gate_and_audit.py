@@ -11,6 +11,7 @@ from align.errors import DataError
 from align.evaluate.significance import paired_difference
 from align.selftrain.audit import audit, drawn_for_audit
 from align.selftrain.gate import Gate, ended, per_prompt
+from align.selftrain.policy import in_words
 
 # The first draw of a process reads constants from every module that is loaded.
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,7 +25,7 @@ def test_a_gain_is_promoted_and_none_is_not():
     assert decision.difference.interval.value == pytest.approx(1 / 3)
     same = Gate().decide(before, before)
     assert not same.promoted
-    assert "holds 0" in same.why
+    assert same.why == "every held-out score is as before"
     worse = Gate().decide(before, better)
     assert not worse.promoted
     assert worse.why == "it got worse"
@@ -32,6 +33,42 @@ def test_a_gain_is_promoted_and_none_is_not():
     assert not Gate("not_worse", 0.05).decide(before, better).promoted
     with pytest.raises(DataError):
         Gate().decide([1.0], [1.0, 0.0])
+
+
+def test_scores_that_change_alike_have_no_interval():
+    before = [0.25] * 9
+    gained = Gate().decide([1.25] * 9, before)
+    assert gained.promoted  # 2 of 512 exchanges of signs are as extreme
+    assert gained.as_dict()["gain"] | {"p_value": 0} == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "n": 9,
+        "level": 0.95,
+        "p_value": 0,
+    }
+    few = Gate().decide([1.25] * 5, before[:5])  # 2 of 32
+    assert not few.promoted
+    assert "few" in few.why
+    assert not Gate().decide([0.0] * 9, before).promoted
+
+
+def test_a_gain_of_shares_is_as_unsure_as_its_prompts_are_few():
+    same = Gate(shares=True).decide([1.0] * 9, [1.0] * 9)
+    gain = same.as_dict()["gain"]
+    assert gain["low"] == pytest.approx(-0.252, abs=1e-3)
+    assert gain["high"] == pytest.approx(0.252, abs=1e-3)
+    assert not same.promoted
+    assert "holds 0" in same.why
+    assert not Gate("not_worse", 0.2, shares=True).decide([1.0] * 9, [1.0] * 9).promoted
+    assert Gate(shares=True).decide([1.0] * 9, [0.0] * 9).promoted
+
+
+def test_a_round_s_figures_in_words():
+    found = {"round": 1, "value": {"value": 1.0, "low": None, "high": None, "n": 8}, "gain": None}
+    assert in_words(found) == "round 1: 1.000 (all alike, so no interval) on 8 held out"
+    found["value"] |= {"low": 0.676, "high": 1.0}
+    assert in_words(found) == "round 1: 1.000 [0.676, 1.000] on 8 held out"
 
 
 def test_more_rounds_ask_for_more():
