@@ -6,9 +6,9 @@ weights in the end.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import Discriminator, Field, field_validator, model_validator
 
 from align.config.base import Section
 
@@ -75,6 +75,11 @@ class EWCSection(ImportanceSection):
     type: Literal["ewc"]
     fisher: Literal["empirical", "true"] = "empirical"
     draws: int = Field(default=1, gt=0)  # `fisher: true`: labels drawn for each position
+
+    @field_validator("fisher", mode="before")
+    @classmethod
+    def _word(cls, given: Any) -> Any:
+        return "true" if given is True else given  # YAML reads the word as a truth value
 
 
 class MASSection(ImportanceSection):

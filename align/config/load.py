@@ -151,7 +151,10 @@ def trainer_class_of(config: TrainingStage) -> type:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice; PyYAML would silently keep the last."""
+    """Safe YAML that refuses a key written twice; PyYAML would silently keep the last.
+
+    A key is what is written: `on` is no truth value there, as it would be by YAML 1.1.
+    """
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -162,6 +165,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             what = f"`{key.value}` is there twice, in lines {seen[key.value]} and {line}"
             raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
         seen[str(key.value)] = line
+        if key.tag == "tag:yaml.org,2002:bool":
+            key.tag = "tag:yaml.org,2002:str"
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
@@ -202,7 +207,10 @@ def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem])
         )
         return
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.load(text, Loader=_Loader) if text else None  # a SafeLoader
+    except yaml.constructor.ConstructorError as error:
+        problems.append(Problem(key, f"{error.problem}."))
+        return
     except yaml.YAMLError:
         value = text
     node: Any = raw

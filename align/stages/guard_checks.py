@@ -31,6 +31,7 @@ def check_guards(config: TrainingStage) -> None:
         for index, section in enumerate(config.guards)
         for problem in (
             *_source_problems(f"guards.{index}", section, config),
+            *_split_problems(f"guards.{index}", section, config),
             *_weight_problems(f"guards.{index}", section, config),
         )
     ]
@@ -83,29 +84,54 @@ def _source_problems(where: str, section: GuardSection, config: TrainingStage) -
         )
 
 
-def _weight_problems(where: str, section: GuardSection, config: TrainingStage) -> Iterator[Problem]:
-    """Of a guard on weights: adapters, quantised or split weights, and outputs it needs."""
-    peft, kind = config.peft, section.type
-    instead = f"use a guard on outputs ({OUTPUTS})"
-    stage = zero_stage(config.trainer)
+def _split_problems(where: str, section: GuardSection, config: TrainingStage) -> Iterator[Problem]:
+    """Of a guard where gradients or weights are split over processes."""
+    kind, stage, budget = section.type, zero_stage(config.trainer), getattr(section, "budget", None)
     if _split(config.trainer) and section.whole_gradients:
         what = f"{kind} needs whole gradients, and here they are split over processes."
         yield Problem(where, what, "train with DDP, or use replay.")
     if stage is not None and kind in ("isolate", "unfreeze", "ema", "wise_ft"):
         what = f"{kind} acts between gradient and step, which DeepSpeed makes in one."
         yield Problem(where, what, "train with DDP or FSDP2, or use ewc or replay.")
+    elif stage == 3 and section.holds_weights:
+        what = f"{kind} holds weights, and under ZeRO-3 no process has whole ones."
+        yield Problem(where, what, "use ZeRO-2 or FSDP2, or replay.")
+    if stage == 3 and kind == "distill":
+        what = "distill asks the model before training, which ZeRO-3 has split by then."
+        yield Problem(where, what, "use ZeRO-2 or FSDP2, or replay.")
+    if stage == 3 and budget:
+        what = "a budget measures the model before training, which ZeRO-3 has split by then."
+        yield Problem(f"{where}.budget", what, "use ZeRO-2 or FSDP2, or leave it out.")
+    elif stage is not None and budget and budget.enforce:
+        what = "DeepSpeed trains copies of the weights, which going back would not reach."
+        yield Problem(f"{where}.budget.enforce", what, "leave it out, or train with DDP or FSDP2.")
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    if section.holds_weights:
+        instead = f"use a guard on outputs ({OUTPUTS})"
+        yield from _fsdp_problems(where, kind, config, instead)
+    elif kind in ("ema", "wise_ft"):
+        yield from _fsdp_problems(where, kind, config, "leave it out")
+    if budget and budget.enforce:
+        yield from _fsdp_problems(f"{where}.budget.enforce", "going back", config, "leave it out")
+
+
+def _fsdp_problems(where: str, kind: str, config: TrainingStage, instead: str) -> Iterator[Problem]:
+    """Of what reads weights by name, under FSDP."""
+    if os.environ.get("FSDP_VERSION", "1") == "1":
+        what = f"{kind} holds weights by name, and the first FSDP flattens them."
+        yield Problem(where, what, f"set fsdp_version: 2, or {instead}.")
+    elif config.peft is not None:
+        what = f"{kind} holds LoRA's product, and FSDP splits its factors."
+        yield Problem(where, what, f"train with DDP or ZeRO-2, or {instead}.")
+
+
+def _weight_problems(where: str, section: GuardSection, config: TrainingStage) -> Iterator[Problem]:
+    """Of a guard on weights: adapters, quantised weights, and outputs it needs."""
     if not section.holds_weights:
         return
-    if stage == 3:
-        what = f"{kind} holds weights, and under ZeRO-3 no process has whole ones."
-        yield Problem(where, what, f"use ZeRO-2 or FSDP2, or {instead}.")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        if os.environ.get("FSDP_VERSION", "1") == "1":
-            what = f"{kind} holds weights by name, and the first FSDP flattens them."
-            yield Problem(where, what, f"set fsdp_version: 2, or {instead}.")
-        elif peft is not None:
-            what = f"{kind} holds LoRA's product, and FSDP splits its factors."
-            yield Problem(where, what, f"train with DDP or ZeRO-2, or {instead}.")
+    peft, kind, stage = config.peft, section.type, zero_stage(config.trainer)
+    instead = f"use a guard on outputs ({OUTPUTS})"
     if config.model.quantization:
         what = f"{kind} holds weights, and quantised ones have no gradient."
         yield Problem(where, what, f"leave model.quantization out, or {instead}.")

@@ -52,6 +52,24 @@ def test_bad_files(file, text, expected):
     assert expected in problems(SFTStage, file(text))
 
 
+GUARDS = """[
+  {type: distill, strength: 1, on: new, reverse: on},
+  {type: ewc, strength: 1, fisher: true, data: x.jsonl}]
+"""
+
+
+def test_a_key_is_what_is_written(file):
+    """YAML 1.1 reads `on` as a truth value, and `true` where a word was meant."""
+    for config in (
+        load_config(SFTStage, file(GOOD + "guards: " + GUARDS)),
+        load_config(SFTStage, file(GOOD), ["guards=" + GUARDS]),
+    ):
+        distill, ewc = config.guards
+        assert (distill.on, distill.reverse, ewc.fisher) == ("new", True, "true")
+    twice = problems(SFTStage, file(GOOD), ["data={train: d, train: e}"])
+    assert "`train` is there twice" in twice
+
+
 def test_every_problem_is_reported_at_once(file):
     found = problems(
         SFTStage,

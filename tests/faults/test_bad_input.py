@@ -181,11 +181,13 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         {"type": "replay", "strength": 1.0, "data": str(world.sft), "budget": {"data": "no.jsonl"}},
         {"type": "replay", "strength": 1.0, "remember": True, "buffer": "herding"},
         {"type": "replay", "strength": 1.0, "data": str(world.sft), "buffer": "herding"},
+        {"type": "distill", "strength": 1.0, "on": "new"},
     ]
     result = cli(*stage("sft", f"model.path={unreadable}", "peft.method=lora", guards=guards))
     assert result.code == 2
     for part in (
-        "guards.0: ewc holds weights, and under ZeRO-3 no process has whole ones. Fix: use ZeRO-2",
+        "guards.0: ewc holds weights, and under ZeRO-3 no process has whole ones",
+        "Fix: use ZeRO-2 or FSDP2, or replay.",
         "guards.0.remember: importances are of whole weights",
         "guards.1: si needs the gradient of whole weights",
         "guards.1.proximal: a proximal step moves weights",
@@ -195,21 +197,46 @@ def test_what_guards_cannot_do_is_refused_all_at_once(stage, cli, unreadable, wo
         "guards.4.budget.data: no.jsonl: no such file",
         "guards.5.remember: herding reads whole weights",
         "guards.6.buffer: herding reads whole weights",
+        "guards.4.budget: a budget measures the model",
+        "guards.7: distill asks the model before training",
     ):
         assert part in result.text, part
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # its weights are whole until it wraps them
-    result = cli(*stage("sft", f"model.path={unreadable}", guards=guards[5:]))
-    assert "guards.0.remember: herding reads whole weights" in result.text
-    assert "guards.1.buffer" not in result.text
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # but for this
-    result = cli(*stage("sft", f"model.path={unreadable}", guards=guards[5:]))
-    assert "guards.1.buffer: herding reads whole weights" in result.text
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     given = ["guards=[{type: ewcc, strength: 1}, {type: distill, strength: 1, fisher: true}]"]
     result = cli(*stage("sft", f"model.path={unreadable}", *given))
     assert "guards.0.type: 'ewcc' is no type. Fix: did you mean `ewc`?" in result.text
     assert "guards.1.distill.fisher: unknown key" in result.text
+
+
+def test_what_guards_cannot_do_where_weights_are_split(stage, cli, unreadable, world, monkeypatch):
+    budget = {"data": str(world.sft), "enforce": True}
+    guards = [
+        {"type": "replay", "strength": 1.0, "remember": True, "buffer": "herding"},
+        {"type": "replay", "strength": 1.0, "data": str(world.sft), "buffer": "herding"},
+        {"type": "ema"},
+        {"type": "wise_ft"},
+        {"type": "replay", "strength": 1.0, "data": str(world.sft), "budget": budget},
+    ]
+
+    def refused(*more: str) -> dict[str, str]:
+        """Which guards, by index and key, and why."""
+        result = cli(*stage("sft", f"model.path={unreadable}", *more, guards=guards))
+        return dict(re.findall(r"guards\.([\w.]+): ([^:]+?)\. Fix", result.text))
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # its weights are whole until it wraps them
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert list(refused()) == ["0.remember"]
+    found = refused("peft.method=lora")
+    assert list(found) == ["0.remember", "2", "3", "4.budget.enforce"]
+    assert found["2"] == "ema holds LoRA's product, and FSDP splits its factors"
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    assert list(refused()) == ["0.remember", "2", "3", "4.budget.enforce"]
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # but for this
+    assert list(refused()) == ["0.remember", "1.buffer"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    assert list(refused()) == ["2", "3", "4.budget.enforce"]
 
 
 def test_unknown_loss_and_tracker(stage, cli, unreadable):

@@ -41,6 +41,14 @@ def train(
 
     `kinds` are guards, "lora" being EWC on LoRA's product.
     """
+    args = SFTConfig(  # before the model: ZeRO-3 splits weights while they load
+        output_dir=str(out), report_to=[], bf16=False, disable_tqdm=True,
+        use_cpu=not zero, ddp_backend="gloo" if zero else None,  # cpu: accelerate takes plain DDP
+        save_strategy="no", optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
+        per_device_train_batch_size=rows // 2 if zero else rows, max_length=64, max_steps=3,
+        gradient_accumulation_steps=2 if zero else 1, seed=3, logging_steps=1,
+        gradient_checkpointing=False, max_grad_norm=0.0,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     start = {n: p.detach() - 0.05 for n, p in model.named_parameters()}
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -54,14 +62,6 @@ def train(
         "replay": Replay(examples, example_loss, 0.5, batch_size=2),
     }
     guards = [known[kind] for kind in kinds]
-    args = SFTConfig(
-        output_dir=str(out), report_to=[], bf16=False, disable_tqdm=True,
-        use_cpu=not zero, ddp_backend="gloo" if zero else None,  # cpu: accelerate takes plain DDP
-        save_strategy="no", optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
-        per_device_train_batch_size=rows // 2 if zero else rows, max_length=64, max_steps=3,
-        gradient_accumulation_steps=2 if zero else 1, seed=3, logging_steps=1,
-        gradient_checkpointing=False, max_grad_norm=0.0,
-    )  # fmt: skip
     torch.manual_seed(0)  # LoRA's
     trainer = SFTTrainer(
         model=model,
@@ -72,8 +72,7 @@ def train(
         peft_config=LoraConfig(r=2) if "lora" in kinds else None,
     )
     trainer.train()
-    assert not zero or trainer.deepspeed.zero_optimization_stage() == 2
-    found = {n: p.detach().clone() for n, p in trained_parameters(trainer).items()}
+    found = trained_parameters(trainer)
     for guard in guards:
         if isinstance(guard, SI):
             found |= {f"si/{n}": v for n, v in guard.path.items()}
@@ -91,7 +90,15 @@ def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def trained_parameters(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
-    return dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    """Whole weights, wherever they are."""
+    named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    if not hasattr(next(iter(named.values())), "ds_id"):
+        return {name: weight.detach().clone() for name, weight in named.items()}
+    import deepspeed
+
+    assert trainer.deepspeed.zero_optimization_stage() == 3
+    with deepspeed.zero.GatheredParameters(list(named.values())):
+        return {name: weight.detach().clone() for name, weight in named.items()}
 
 
 def loop(shard: bool) -> dict[str, torch.Tensor]:
@@ -136,7 +143,6 @@ def engine(out: Path, stage: int) -> None:
     """The loop's network under DeepSpeed's ZeRO, where the penalty is in the loss."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__ = {}  # gloo's collectives: its own compile for minutes
     deepspeed.init_distributed("gloo")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -182,11 +188,16 @@ def main() -> None:
     model_dir, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     rank = int(os.environ.get("RANK", "0"))
     if len(sys.argv) > 4:
-        for stage in (1, 2):
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__ = {}  # gloo's collectives: its own compile for minutes
+        split = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+        for stage in () if split else (1, 2):
             engine(out / f"zero-{stage}-{rank}.pt", stage)
         for kind in sys.argv[4:]:
             torch.save(train(model_dir, out / kind, rows, (kind,), True), out / f"{kind}-{rank}.pt")
-        return
+        sys.stdout.flush()
+        os._exit(0)  # DeepSpeed's globals keep the group, and its end may abort
     torch.save(train(model_dir, out, rows), out / f"sft-{rank}.pt")
     torch.save(loop(shard=torch.distributed.is_initialized()), out / f"loop-{rank}.pt")
 

@@ -71,9 +71,9 @@ def launch(arguments: list[str], folder: Path) -> None:
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-4000:]
 
 
-def launch_zero_2(arguments: list[str], folder: Path, deepspeed_folder: Path) -> None:
-    """The script as `align launch zero2` starts a stage, but in float32, on two processes."""
-    preset = ROOT / "configs" / "accelerate" / "zero2.yaml"
+def launch_zero(stage: int, arguments: list[str], folder: Path, deepspeed_folder: Path) -> None:
+    """The script as `align launch` starts a stage, but in float32, on two processes."""
+    preset = ROOT / "configs" / "accelerate" / f"zero{stage}.yaml"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(deepspeed_folder))
         command = launch_command(preset, [], processes=2, main_port=free_port())
@@ -112,11 +112,18 @@ def test_two_processes_are_one(script, policy_dir, tmp_path):
             alike(torch.load(tmp_path / f"{part}-{rank}.pt"), expected)
 
 
+def test_replay_under_zero_3_trains_as_plain(script, tmp_path, policy_dir, deepspeed_folder):
+    launch_zero(3, [str(policy_dir), str(tmp_path), "4", "replay"], tmp_path, deepspeed_folder)
+    one = script.train(policy_dir, tmp_path / "one", 8, ("replay",))
+    for rank in range(2):
+        alike(torch.load(tmp_path / f"replay-{rank}.pt"), one)
+
+
 def test_zero_2_trains_as_plain_and_si_sees_the_task_alone(
     script, tmp_path, policy_dir, deepspeed_folder
 ):
     kinds = ("ewc", "si", "replay", "lora")
-    launch_zero_2([str(policy_dir), str(tmp_path), "4", *kinds], tmp_path, deepspeed_folder)
+    launch_zero(2, [str(policy_dir), str(tmp_path), "4", *kinds], tmp_path, deepspeed_folder)
     for kind in kinds:  # through the trainer
         one = script.train(policy_dir, tmp_path / kind, 8, (kind,))
         for rank in range(2):
