@@ -44,7 +44,7 @@ from align.engine.guards.artefact import (
     task_id,
 )
 from align.engine.guards.average import EMA, WiseFT
-from align.engine.guards.base import Guard
+from align.engine.guards.base import Batch, Guard
 from align.engine.guards.budget import Budget
 from align.engine.guards.buffers import keep
 from align.engine.guards.clear import Clear
@@ -173,16 +173,29 @@ class Builder:
         if section.ratio is not None:
             size = max(1, math.ceil(section.ratio * self.source.step_rows))
         common: dict[str, Any] = {
-            "weights": age_weights(ages, section.age_decay) if section.age_decay < 1 else None,
+            "weights": None,
             "collate_fn": self.source.collate,
             "size_fn": self.source.size,
         }
-        examples, loss = list(self.source.encode(rows)), self.source.loss
-        if len(examples) != len(rows):  # some did not fit
-            common["weights"] = None
+        loss = self.source.loss
+        if section.age_decay < 1:
+            examples, ages = self._encode_by_age(rows, ages)
+            common["weights"] = age_weights(ages, section.age_decay)
+        else:
+            examples = list(self.source.encode(rows))
         if isinstance(section, AGEMSection):
             return AGEM(examples, loss, size, self.seed, **common)
         return Replay(examples, loss, section.strength, size, self.seed, **common)
+
+    def _encode_by_age(self, rows: list[Row], ages: list[int]) -> tuple[list[Batch], list[int]]:
+        """What fits of the rows, one age after another, and the age of each."""
+        examples: list[Batch] = []
+        found: list[int] = []
+        for age in sorted(set(ages)):
+            of_age = [row for row, its in zip(rows, ages, strict=True) if its == age]
+            examples += self.source.encode(of_age)
+            found += [age] * (len(examples) - len(found))
+        return examples, found
 
     def stored_rows(self, section: BufferSection) -> tuple[list[Row], list[int]]:
         """Rows to replay, and how many tasks ago each was learnt.

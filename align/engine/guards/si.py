@@ -96,6 +96,7 @@ class SI(WeightGuard):
         weights = trained_weights(model)
         self._put(weights)
         self._gradient.clear()
+        self._before.clear()
         with torch.no_grad():
             for name, weight in weights.items():
                 found = weight.gradient() if isinstance(weight, Plain) else None
@@ -120,6 +121,7 @@ class SI(WeightGuard):
                 back = self._before[name].sub_(weights[name].now().detach().float())
                 self.path[name].addcmul_(gradient, back)
         self._gradient.clear()
+        self._before.clear()
         super().after_step(model, optimizer)
 
     def finish(self, model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn) -> None:
