@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from benchmarks import __main__ as bench
 from benchmarks.__main__ import BEGIN, END, replace_rows
 from benchmarks.paired import compared
 
@@ -40,3 +44,23 @@ def test_rows_are_replaced_and_the_rest_of_the_page_stays():
 def test_a_benchmark_without_times_adds_no_row():
     page = f"{BEGIN}\n{END}"
     assert "`soft`" not in replace_rows(page, {"soft": {"accuracy": 0.7}})
+
+
+def test_every_modules_figures_are_kept(tmp_path, monkeypatch):
+    """Those of a module without a ratio too, and none of an earlier run."""
+    page, kept = tmp_path / "page.md", tmp_path / "kept"
+    page.write_text(f"{BEGIN}\n{END}")
+    kept.mkdir()
+    (kept / "worst.json").write_text("an earlier run's")
+    written = {"soft_labels": {"accuracy": 0.7}, "worst": figures(2.0)}
+
+    def run(command, **_):
+        name, path = command[2].removeprefix("benchmarks."), Path(command[4])
+        assert not path.exists()
+        path.write_text(json.dumps(written[name]))
+
+    monkeypatch.setattr(bench, "PAGE", page)
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    bench.main([*written, "--keep", str(kept)])
+    assert {path.stem: json.loads(path.read_text()) for path in kept.iterdir()} == written
+    assert "`worst pull`" in page.read_text()
