@@ -15,12 +15,12 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.paired import Json, compared, machine, peak_megabytes, run_arm, versions
+from benchmarks import measured
+from benchmarks.paired import Json, compared, run_arm, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "hh_harmless.jsonl.gz"
@@ -124,23 +124,6 @@ def word_tokenizer() -> Any:
     )
 
 
-class Steps:
-    """Notes when every optimizer step ends; a callback of a Trainer."""
-
-    def __new__(cls) -> Any:
-        """A callback; transformers is imported when it is needed."""
-        from transformers import TrainerCallback
-
-        class Noted(TrainerCallback):
-            def __init__(self) -> None:
-                self.ends: list[float] = []
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                self.ends.append(time.perf_counter())
-
-        return Noted()
-
-
 def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     """Train one side.
 
@@ -164,7 +147,9 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     torch.manual_seed(0)
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
-    more = {"num_labels": 1} if kind == "Reward" else {}
+    more: Json = {"num_labels": 1} if kind == "Reward" else {}
+    if side == "trl":
+        more |= measured.best_attention(half=job.get("args", {}).get("bf16", False))
     auto = getattr(transformers, job.get("model_class", "AutoModelForCausalLM"))
     model = auto.from_pretrained(folder / "model", dtype=torch.float32, **more)
     if kind == "SFT":
@@ -203,25 +188,29 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
         **given,
     )
     sharing = share(trainer, "off" if side == "plain" else "auto") if side != "trl" else []
-    noted = Steps()
+    noted = measured.Steps(sharing)
     trainer.add_callback(noted)
+    measured.forget_peak()
     trainer.train()
     logged = [row for row in trainer.state.log_history if "loss" in row]
     tokens = [row["num_tokens"] for row in logged]
     found = {
         "seconds": noted.ends[-1] - noted.ends[WARM - 1],
-        "peak_mb": peak_megabytes(),
+        "peak_mb": measured.peak(),
         "losses": [row["loss"] for row in logged],
         "tokens": tokens[-1] - tokens[WARM - 1],
         "threads": torch.get_num_threads(),
     }
     found["tokens_per_second"] = found["tokens"] / found["seconds"]
     found["precision"] = "bf16" if args.bf16 else "float32"
-    length = found["tokens"] / ((job["steps"] - WARM) * args.per_device_train_batch_size)
-    peak = peak_flops(model, args)
+    rows_of = 1 if kind == "SFT" else 2  # a pair is two rows
+    length = found["tokens"] / ((job["steps"] - WARM) * args.per_device_train_batch_size * rows_of)
+    peak, each = peak_flops(model, args), flops_per_token(model, length)
     if peak:  # of real tokens, by which shared ones count as often as rows have them
-        each = flops_per_token(model, length)
         found["mfu"] = found["tokens_per_second"] * each / peak
+    if measured.on_gpu():
+        found["attention"] = model.config._attn_implementation
+        found |= measured.unique_speed(noted.unique[WARM - 1 :], found["seconds"], each, peak)
     if sharing:
         counts = [one.counts for one in sharing]
         found |= {
@@ -313,7 +302,8 @@ def arm(arguments: list[str]) -> int:
 def figures_of(pairs: Sequence[tuple[Json, Json]]) -> Json:
     """`compared`, how far the losses were apart, and the ratio that tokens would allow."""
     limit = pairs[0][0].get("padded_over_unique")
-    return compared(pairs) | {"loss_gap": check_losses(pairs), "padded_over_unique": limit}
+    found = compared(pairs) | {"loss_gap": check_losses(pairs), "padded_over_unique": limit}
+    return found | measured.unique_medians([ours for ours, _ in pairs])
 
 
 def finish(given: argparse.Namespace, figures: Json, peer: str = "trl") -> int:
@@ -321,7 +311,7 @@ def finish(given: argparse.Namespace, figures: Json, peer: str = "trl") -> int:
     figures |= {
         "peer": peer,
         "versions": versions(["trl", "transformers", "torch"]),
-        "device": machine(),
+        "device": measured.device_name(),
         "threads": given.threads,
     }
     given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
