@@ -280,7 +280,13 @@ def quickstart(
     labels: Annotated[
         int | None, typer.Option(help="How many labels --judge human waits for.")
     ] = None,
-    guard: Annotated[str | None, typer.Option(help="Train policies with it too: replay.")] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            help="Train policies with it too: replay, distill, ewc, mas, l2sp, agem, isolate or "
+            "wise_ft."
+        ),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report.")] = True,
 ) -> None:
     """The whole loop on a small generated world, from pretraining to a report."""

@@ -28,7 +28,9 @@ def tell_story(
 
     Returns:
         `columns`, `arms` (each with `matrix`, the mean over seeds, and `figures`), `points` of old
-        and new scores, `front`, and `naive`, the arm that others are compared with.
+        and new scores, `front`, and `naive`, the arm that others are compared with. Nats, shares
+        and rewards have no common mean: where tasks' units differ, figures that would be one are
+        left out (then also `points` and `front`), and forgetting is told of each task.
     """
     naive = next((arm for arm, given in guards.items() if not given), None)
     whole = {
@@ -68,20 +70,37 @@ def tell_story(
 
 
 def _figures(rows: Sequence[Json], columns: Sequence[Column], tasks: int) -> dict[str, float]:
-    """One sequence's figures: all differences of scores."""
+    """One sequence's figures; a mean only over scores of one unit."""
     matrix = np.array([[row[one.name]["value"] for one in columns] for row in rows])
+    units = [one.kind for one in columns]
+    means = {  # of which tasks each is a mean
+        "average": units[:tasks],
+        "learned": units[:tasks],
+        "backward": units[: tasks - 1],
+        "forgetting": units[: tasks - 1],
+        "forward": units[1:tasks],
+    }
     found = {
         name: value
         for name, value in retention(matrix[:, :tasks]).as_dict().items()
-        if value is not None
+        if value is not None and _alike(means[name])
     }
+    if not _alike(means["forgetting"]):
+        best = matrix[1:-1].max(axis=0)
+        for place in range(tasks - 1):
+            fall = float(best[place] - matrix[-1, place])
+            found[f"forgetting of {columns[place].name}"] = fall
     for place in range(tasks, len(columns)):
         found[f"change of {columns[place].name}"] = float(matrix[-1, place] - matrix[0, place])
-    earlier = matrix[-1, : tasks - 1] if tasks > 1 else matrix[-1, tasks:]
-    if len(earlier):
-        found["old"] = float(earlier.mean())
+    old = slice(0, tasks - 1) if tasks > 1 else slice(tasks, None)
+    if units[old] and _alike(units[old]):
+        found["old"] = float(matrix[-1, old].mean())
     found["new"] = float(matrix[-1, tasks - 1])
     return found
+
+
+def _alike(units: Sequence[str]) -> bool:
+    return len(set(units)) <= 1
 
 
 def _over_seeds(

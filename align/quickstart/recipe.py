@@ -73,6 +73,8 @@ def run_quickstart(
         problems.append(Problem("--guard", what, f"use {', '.join(GUARDS)}."))
     if not seeds:
         problems.append(Problem("--seeds", "is empty.", "give at least one number."))
+    if len(set(seeds)) < len(seeds):
+        problems.append(Problem("--seeds", "names a seed twice.", "give each once."))
     if labels is not None and (judge != "human" or not LEAST_LABELS <= labels <= PAIRS):
         what = f"is {labels}, and the judge is {judge!r}."
         fix = f"give {LEAST_LABELS} to {PAIRS}, with --judge human."

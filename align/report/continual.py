@@ -90,7 +90,8 @@ def _evidence(run: RunData) -> ContinualEvidence:
             )
         )
     known = {key: title for key, title in FIGURES.items() if any(key in a.figures for a in arms)}
-    others = {key: None for arm in arms for key in arm.figures if key.startswith("change of ")}
+    each = ("change of ", "forgetting of ")
+    others = {key: None for arm in arms for key in arm.figures if key.startswith(each)}
     known |= {key: key.capitalize() for key in others}
     return ContinualEvidence(
         run_title(run),

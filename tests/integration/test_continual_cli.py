@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 from safetensors.torch import load_file
 
@@ -125,6 +126,40 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(config, cli, tmp_path, mon
     assert trained.stat().st_mtime_ns == before  # not trained again
     whole, cut = story_of(tmp_path / "whole"), story_of(tmp_path / "cut")
     assert cut["arms"]["replay"]["matrix"] == whole["arms"]["replay"]["matrix"]
+
+
+def test_a_run_that_was_stopped_inside_a_task_goes_on_inside_it(config, cli, tmp_path, monkeypatch):
+    def given(folder: str) -> list[str]:
+        arguments = config(folder, arms={"naive": []}, seeds=[0])
+        file = Path(arguments[1])
+        made = yaml.safe_load(file.read_text())
+        made["tasks"][0]["settings"]["trainer"] |= {"save_steps": 1, "max_steps": 3}
+        file.write_text(yaml.safe_dump(made))
+        return arguments
+
+    steps: list[int] = []
+    real = transformers.Trainer.training_step
+
+    def counted(trainer: Any, *arguments: Any, **more: Any) -> Any:
+        steps.append(trainer.state.global_step)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        return real(trainer, *arguments, **more)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", counted)
+    stop = 0  # never
+    assert cli(*given("whole")).code == 0
+    assert steps == [0, 1, 2, 0, 1]
+    steps.clear()
+    stop = 3
+    assert cli(*given("cut")).code != 0
+    steps.clear()
+    stop = 0
+    again = cli(*given("cut"), "--resume")
+    assert again.code == 0, again.text
+    assert steps == [2, 0, 1]  # two steps of the first task are not made again
+    whole, cut = story_of(tmp_path / "whole"), story_of(tmp_path / "cut")
+    assert cut["arms"]["naive"]["matrix"] == whole["arms"]["naive"]["matrix"]
 
 
 def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, world, tmp_path):

@@ -13,6 +13,7 @@ from transformers import LlamaForSequenceClassification
 from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from align.engine.guards.ewc import EWC
+from align.engine.guards.replay import Replay
 from align.engine.trainers import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 STEPS = 3
@@ -22,7 +23,9 @@ STEPS = 3
 def train(tmp_path, tiny_llama, tiny_tokenizer, preference_rows) -> Callable[..., dict[str, Any]]:
     """Weights after a few steps of plain gradient descent on 8 rows a step."""
 
-    def run(stage: str, micro: int, accumulation: int, strength: float = 0.0) -> dict[str, Any]:
+    def run(
+        stage: str, micro: int, accumulation: int, strength: float = 0.0, kind: str = "ewc"
+    ) -> dict[str, Any]:
         model = tiny_llama(seed=6)
         if stage == "reward":
             config = copy.deepcopy(model.config)
@@ -54,7 +57,10 @@ def train(tmp_path, tiny_llama, tiny_tokenizer, preference_rows) -> Callable[...
             n: torch.rand(p.shape, generator=torch.Generator().manual_seed(2))
             for n, p in start.items()
         }
-        guards = [EWC(strength, fisher)] if strength else []
+        guards: list[Any] = [EWC(strength, fisher)] if strength else []
+        if kind == "replay":  # in the loss, as ewc is not: transformers may divide that
+            stored = [{"input_ids": torch.tensor([[7, 8 + n, 9]])} for n in range(4)]
+            guards = [Replay(stored, moved, strength, 4, size_fn=lambda batch: torch.tensor(4.0))]
         rows = preference_rows[:24]
         if stage == "sft":
             rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
@@ -82,6 +88,12 @@ def train(tmp_path, tiny_llama, tiny_tokenizer, preference_rows) -> Callable[...
     return run
 
 
+def moved(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A loss of any model: its first embeddings' squares."""
+    found: torch.Tensor = model.get_input_embeddings()(batch["input_ids"]).square().sum()
+    return found
+
+
 def greatest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     return max(float((first[n] - second[n]).abs().max()) for n in first)
 
@@ -97,6 +109,15 @@ def test_one_batch_of_8_equals_eight_of_1(train, stage, strength):
         penalties = [row["guard/ewc"] for row in eight["log"] if "guard/ewc" in row]
         assert penalties[0] == 0.0
         assert penalties[-1] > 0.0
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
+def test_a_penalty_in_the_loss_counts_once_a_step(train, stage):
+    """Whether the trainer scales its own loss for accumulation or leaves it to transformers."""
+    whole = train(stage, 8, 1, 0.5, "replay")
+    eight = train(stage, 1, 8, 0.5, "replay")
+    assert greatest(whole["final"], eight["final"]) < 1e-6
+    assert greatest(whole["final"], train(stage, 8, 1)["final"]) > 1e-4
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
