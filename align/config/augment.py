@@ -230,10 +230,10 @@ Augmentations = list[Annotated[AnyAugmentation, Discriminator("kind")]]
 
 
 class BalanceSection(Section):
-    """Classes, or sources, that count alike."""
+    """Classes, or sources, that count alike, or whose rows are cleaned where classes meet."""
 
     by: str = "source"  # or a column of the data, as the file names it
-    method: Literal["over", "under", "weights"]
+    method: Literal["over", "under", "weights", "tomek", "enn"]
     power: float = Field(default=1.0, gt=0, le=1)  # 1: all alike; 0.5: half-way, in logarithms
     most: float = Field(default=10.0, ge=1)  # copies of a row, or times its weight, at most
     beta: float | None = Field(default=None, gt=0, lt=1)  # weights by effective number (Cui 2019)
@@ -241,6 +241,14 @@ class BalanceSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.beta is not None and self.method != "weights":
-            raise ValueError(f"beta is for method: weights, not {self.method}")
+        of = {
+            "power": ("over", "under", "weights"),
+            "most": ("over", "weights"),
+            "beta": ("weights",),
+            "seed": ("over", "under"),
+        }
+        cleans = self.method in ("tomek", "enn")
+        for name, methods in (of if cleans else {"beta": of["beta"]}).items():
+            if name in self.model_fields_set and self.method not in methods:
+                raise ValueError(f"{name} is for method: {' or '.join(methods)}, not {self.method}")
         return self

@@ -66,6 +66,8 @@ class Enrichment:
 
             rows, balanced = balance_rows(rows, self.section.balance)
             card.balanced = balanced.as_dict()
+            for name in balanced.before.keys() - balanced.after.keys():
+                card.warn(f"data.balance: {self.section.balance.method} left no row of {name!r}.")
         parts["train"] = rows
 
 
@@ -74,6 +76,7 @@ def check_enrichment(section: DataSection, kind: Kind, folder: Path | None = Non
 
     Raises:
         ConfigError: with every problem of both.
+        MissingDependencyError: a method's library is not installed.
     """
     problems: list[Problem] = []
     transforms: list[Ready] = []

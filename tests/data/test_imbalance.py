@@ -139,6 +139,40 @@ class TestStage:
         with pytest.raises(ConfigError, match="classes for"):
             load_splits(section, "preference")
 
+    @pytest.mark.parametrize("method", ["tomek", "enn"])
+    def test_a_stray_row_of_the_larger_class_is_cleaned_away(self, write, method):
+        law = [("law", f"statute court {w}") for w in ("judge", "clause", "appeal") * 10]
+        art = [("art", f"painting brush {w}") for w in ("canvas", "colour", "easel") * 4]
+        stray, beside = "painting brush canvas fresco", "painting brush fresco"
+        rows = [*law, *art, ("law", stray), ("art", beside)]
+        made = [
+            {"prompt": text, "chosen": "yes", "rejected": "no", "topic": topic}
+            for topic, text in rows
+        ]
+        path = write(f"{method}.jsonl", made)
+        section = self.section(path, by="topic", method=method)
+        settings = {"validation_fraction": 0.0, "deduplicate": "none"}
+        splits = load_splits(section.model_copy(update=settings), "preference")
+        assert splits.card.balanced["before"] == {"law": 31, "art": 13}
+        kept = splits.train["prompt"][:]
+        assert stray not in kept
+        assert [text for _, text in rows if text != stray] == kept
+        assert splits.card.balanced["after"] == {"law": 30, "art": 13}
+
+    def test_a_class_that_cleaning_leaves_nothing_of_is_named(self, write):
+        rows = [("art", "brush")] * 40 + [("tin", "statute")] * 2
+        rows += [("law", f"brush {word}") for word in ("stone", "river", "cloud")]
+        made = [{"prompt": text, "completion": "yes", "topic": topic} for topic, text in rows]
+        settings = {"validation_fraction": 0.0, "deduplicate": "none"}
+        section = self.section(write("x.jsonl", made), by="topic", method="enn")
+        section = section.model_copy(update=settings)
+        card = load_splits(section, "sft").card
+        assert card.balanced["after"] == {"art": 40, "tin": 2}
+        assert "data.balance: enn left no row of 'law'." in card.as_dict()["warnings"]
+        write("x.jsonl", [*made[:1], *made[-2:]])
+        with pytest.raises(ConfigError, match=r"data.balance.method: enn: there are 3 training"):
+            load_splits(section, "sft")
+
 
 class TestConfig:
     def problems(self, stage, tmp_path, data: str) -> list[str]:
@@ -191,6 +225,21 @@ class TestConfig:
         assert load_config(RewardStage, path).data.balance.method == "weights"
         with pytest.raises(ConfigError, match="nothing that trains on sft rows reads a weight"):
             load_splits(DataSection(train="x.jsonl", balance={"method": "weights"}), "sft")
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (
+                "method: tomek, power: 0.5",
+                "power is for method: over or under or weights, not tomek",
+            ),
+            ("method: enn, seed: 2", "seed is for method: over or under, not enn"),
+            ("method: over, beta: 0.9", "beta is for method: weights, not over"),
+            ("method: smote", "'smote' does not fit"),
+        ],
+    )
+    def test_an_option_that_nothing_would_read(self, tmp_path, options, words):
+        assert words in str(self.problems(SFTStage, tmp_path, f"  balance: {{{options}}}\n"))
 
     def test_an_evaluation_judges_prompts_as_they_are(self, tmp_path):
         data = "  augment: [{kind: typos}]\n"
@@ -256,6 +305,13 @@ class TestEmbeddings:
         with pytest.raises(ValueError, match="makes points without text"):
             clean_rows(data, points, labels, "smote")
 
+    def test_enn_is_a_vote_by_hand(self):
+        points = np.array([[0.0], [0.1], [0.2], [0.3], [0.4], [1.18], [2.05], [2.0], [2.1], [2.2]])
+        labels = np.array([0] * 7 + [1] * 3)
+        found = resample(points, labels, "enn")
+        # 2.05 stands among the other class. 1.18 has one neighbour of it in three, and stays.
+        assert sorted(found.rows.tolist()) == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+
     def test_refusals_name_everything(self):
         points, labels = self.cloud(few=3)
         with pytest.raises(ValueError, match="class 'few' has 3 rows, and 5 neighbours need 6"):
@@ -271,3 +327,6 @@ def test_a_missing_library_is_named_with_its_fix(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"align-rlhf\[imbalance\]"):
         resample(np.random.default_rng(0).normal(size=(20, 2)), [0, 1] * 10)
+    section = DataSection(train="nowhere.jsonl", balance={"method": "tomek"})
+    with pytest.raises(MissingDependencyError, match=r"data.balance.method: tomek needs"):
+        load_splits(section, "sft")  # before data are read

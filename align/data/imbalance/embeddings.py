@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -61,6 +62,7 @@ def resample(
             for the neighbours, or numbers that are not finite; the message names it.
         MissingDependencyError: imbalanced-learn is not installed.
     """
+    check_installed(method)
     points = np.asarray(embeddings, dtype=np.float64)
     classes = np.asarray(labels)
     _check(points, classes, method, neighbours)
@@ -68,12 +70,14 @@ def resample(
     order = np.array(
         sorted(range(len(points)), key=lambda i: (_digest(points[i]), str(classes[i])))
     )
+    names, codes = np.unique(classes, return_inverse=True)  # enn counts votes of numbers alone
     try:
-        found, kinds = tool.fit_resample(points[order], classes[order])
+        found, coded = tool.fit_resample(points[order], codes[order])
     except (ValueError, RuntimeError) as error:  # ADASYN where no neighbour is of another class
         raise ValueError(f"{method}: imbalanced-learn refuses these rows: {error}") from error
+    kinds = names[coded]
     rows = _rows_of(found, kinds, points[order], classes[order], order)
-    return Resampled(np.asarray(found), np.asarray(kinds), rows, int((rows < 0).sum()))
+    return Resampled(np.asarray(found), kinds, rows, int((rows < 0).sum()))
 
 
 def clean_rows(
@@ -106,6 +110,18 @@ def clean_rows(
     return data.select(sorted(kept.tolist()))
 
 
+def check_installed(method: str) -> None:
+    """Refuse a method whose library is not there.
+
+    Raises:
+        MissingDependencyError: imbalanced-learn is not installed.
+    """
+    if find_spec("imblearn") is None:
+        raise MissingDependencyError(
+            f"{method} needs imbalanced-learn. Fix: pip install 'align-rlhf[imbalance]'."
+        )
+
+
 def _check(
     points: NDArray[np.float64], classes: NDArray[Any], method: str, neighbours: int | None
 ) -> None:
@@ -136,17 +152,16 @@ def _check(
 
 
 def _tool(method: Method, neighbours: int | None, seed: int) -> Any:
-    try:
-        from imblearn.combine import SMOTEENN, SMOTETomek
-        from imblearn.over_sampling import ADASYN, SMOTE
-        from imblearn.under_sampling import EditedNearestNeighbours, TomekLinks
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{method} needs imbalanced-learn. Fix: pip install 'align-rlhf[imbalance]'."
-        ) from error
+    from imblearn.combine import SMOTEENN, SMOTETomek
+    from imblearn.over_sampling import ADASYN, SMOTE
+    from imblearn.under_sampling import EditedNearestNeighbours, TomekLinks
+
     made = 5 if neighbours is None else neighbours
     smote = SMOTE(k_neighbors=made, random_state=seed)
-    voters = EditedNearestNeighbours(n_neighbors=3 if neighbours is None else neighbours)
+    voters = EditedNearestNeighbours(
+        n_neighbors=3 if neighbours is None else neighbours,
+        kind_sel="mode",  # Wilson's vote; imbalanced-learn's default removes for one dissenter
+    )
     match method:
         case "smote":
             return smote
@@ -159,7 +174,8 @@ def _tool(method: Method, neighbours: int | None, seed: int) -> Any:
         case "smote-tomek":
             return SMOTETomek(smote=smote, random_state=seed)
         case "smote-enn":
-            return SMOTEENN(smote=smote, random_state=seed)
+            cleaner = EditedNearestNeighbours(sampling_strategy="all", kind_sel="mode")
+            return SMOTEENN(smote=smote, enn=cleaner, random_state=seed)
 
 
 def _rows_of(
