@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -208,3 +210,33 @@ def moved() -> Callable[..., Any]:
         return other
 
     return move
+
+
+class LargestLogits(TorchDispatchMode):
+    """Inside, notes the most logits that any operation gave at once, backward passes included.
+
+    The head's weight and its gradient have a side of the vocabulary too, and one of the model's
+    width: what has both is none of the logits, so that no pass may score as many tokens as that.
+    """
+
+    def __init__(self, vocabulary: int, width: int):
+        """Set up for a head of this many tokens, on states of this width."""
+        super().__init__()
+        self.vocabulary, self.width, self.most = vocabulary, width, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The operation itself; its results are looked at."""
+        found = function(*args, **(kwargs or {}))
+        for one in tree_leaves(found):
+            sides = one.shape if isinstance(one, torch.Tensor) else ()
+            if len(sides) > 1 and self.vocabulary in sides and self.width not in sides:
+                self.most = max(self.most, one.numel())
+        return found
+
+
+@pytest.fixture
+def largest_logits() -> Callable[[int, int], LargestLogits]:
+    """`with largest_logits(vocabulary, width) as seen: ...`, then `seen.most`."""
+    return LargestLogits

@@ -17,9 +17,12 @@ from transformers import (
     LlamaConfig,
     Qwen3Config,
 )
+from trl.trainer.utils import add_fused_lm_head
 
 from align.engine import head, token_scores
 from align.engine.head import completion_logprobs, policy_logprobs, position_ids
+from align.engine.labelled_head import read_labels_only
+from align.engine.prefix import share_prefixes
 
 SIZES = {
     "vocab_size": 300,
@@ -151,6 +154,46 @@ def test_chunks_change_neither_values_nor_gradients(with_entropy, make_rollout, 
     assert (whole[0] - chunked[0]).abs().max() < 1e-12
     for name, value in whole[1].items():
         assert (value - chunked[1][name]).abs().max() < 1e-11, name
+
+
+def test_no_logits_are_larger_than_a_chunk(make_rollout, monkeypatch, largest_logits):
+    model, rollout = make("llama"), make_rollout()
+
+    def most(chunk: int) -> int:
+        monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
+        with largest_logits(300, 32) as seen:
+            parts = completion_logprobs(
+                model, rollout.input_ids, rollout.attention_mask, rollout.mask, 0.9, True
+            )
+            (parts[0].sum() + 0.3 * parts[1].sum()).backward()
+        return seen.most
+
+    assert most(300 * 3) == 300 * 3
+    assert most(1 << 24) == 300 * 14  # all tokens at once
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_nor_under_trls_trainers(mode, make_rollout, monkeypatch, largest_logits):
+    model, rollout = make("llama").train(), make_rollout()
+    add_fused_lm_head(model, outputs=("log_probs", *token_scores.FIELDS))
+    share_prefixes(model.model, mode)
+    assert read_labels_only(model, entropy_gradient=True)
+    labels = rollout.input_ids.masked_fill(rollout.attention_mask == 0, -100)
+
+    def most(chunk: int) -> int:
+        monkeypatch.setattr(token_scores, "CHUNK_LOGITS", chunk)
+        with largest_logits(300, 32) as seen:
+            found = model(
+                input_ids=rollout.input_ids,
+                attention_mask=rollout.attention_mask,
+                labels=labels,
+                fused_lm_head=True,
+            )
+            (found.loss + found.entropy.sum()).backward()
+        return seen.most
+
+    assert most(300 * 3) == 300 * 3
+    assert most(1 << 24) == 300 * int((labels[:, 1:] != -100).sum())
 
 
 def test_entropy_is_that_of_the_whole_distribution(make_rollout):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from align.engine import head
 from align.engine.prefix import share_prefixes
 from align.errors import ConfigError
 from align.ppo.config import PPOConfig
@@ -62,3 +63,30 @@ def test_policy_critic_and_reference_share(make_trainer, tiny_llama):
         assert sharing.counts.computed < 0.8 * sharing.counts.real
     assert len(ours) == 2
     assert ours == pytest.approx(plain, rel=1e-3, abs=1e-5)
+
+
+def test_a_step_makes_no_logits_larger_than_a_chunk(make_trainer, monkeypatch, largest_logits):
+    """Of the policy before and while it trains, of its entropy, and of the reference."""
+    trainer = make_trainer(entropy_coef=0.01, sampler={"max_new_tokens": 7})  # 28 tokens at most
+    config = trainer.policy.config
+    prepare = trainer.loader.prepare
+
+    def most(chunk: int) -> list[int]:
+        monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
+        preparing, training = (
+            largest_logits(config.vocab_size, config.hidden_size) for _ in range(2)
+        )
+
+        def watched(rollout):  # sampling is left out: it has a row of logits for each completion
+            with preparing:
+                return prepare(rollout)
+
+        trainer.loader.prepare, trainer.loader.experience = watched, None
+        batch = next(iter(trainer.loader))
+        with training:
+            trainer.compute_loss(trainer.model, batch).backward()
+        return [preparing.most, training.most]
+
+    chunk = 2 * config.vocab_size
+    assert most(chunk) == [chunk] * 2
+    assert min(most(1 << 24)) > chunk
