@@ -22,11 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data import encode_prompt
 from align.engine.head import completion_logprobs
 from align.engine.models import load_policy
-from align.errors import ConfigError, DataError, Problem
+from align.errors import ConfigError, DataError, ModelError, Problem
 from align.evaluate.generate import seeded
 from align.lines import JsonLines, put
 from align.prompts import as_conversations, check_context
 from align.rollout.base import pad_id, pad_left
+from align.rollout.decode import NOT_FINITE
 from align.rollout.transformers import TransformersSampler, end_ids, evaluating
 from align.types import Text
 from align.winners import Winners
@@ -189,7 +190,8 @@ def generate(
     """Completions batch by batch, in the order of the prompts, a prompt's side by side.
 
     Raises:
-        ModelError: a prompt and its completion do not fit the context (before anything is drawn).
+        ModelError: a prompt and its completion do not fit the context (before anything is drawn),
+            or the model's logits are not finite.
     """
     check_context(policy, tokenizer, prompts, decoding.max_new_tokens)
     draw = _beams if decoding.beams > 1 else _samples
@@ -268,6 +270,8 @@ def _beams(
         logprobs, _ = completion_logprobs(
             policy, torch.cat([rows, tokens], 1), torch.cat([seen, kept.long()], 1), kept.float()
         )
+    if bool(logprobs.isnan().any()):
+        raise ModelError(NOT_FINITE)
     return [
         Generation(
             prompts[row // decoding.samples],

@@ -1,6 +1,6 @@
-"""What watches a training run: metrics, progress, non-finite values, signals.
+"""What watches a training run: metrics, progress, signals.
 
-`FiniteMixin` overrides `compute_loss`; the rest are callbacks. Leaves out alarms: `align.signals`.
+Leaves out values that are not finite (`align.engine.finite`) and alarms (`align.signals`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.errors import NonFiniteError
 from align.run import Run
 
 SHOWN = {  # metric: label in the progress display, in this order
     "loss": "loss",
+    "skipped_batches": "skipped",
     "reward/mean": "reward",
     "kl/reference": "KL",
     "accuracy": "acc",
@@ -33,77 +31,6 @@ SHOWN = {  # metric: label in the progress display, in this order
     "mean_token_accuracy": "acc",
     "tokens_per_second": "tok/s",
 }
-
-
-class FiniteMixin:
-    """Stops, or skips the batch, when a loss is NaN or infinite; the batch is saved either way.
-
-    Set `finite_folder` (where batches go) and `non_finite` ("stop" or "skip") after construction.
-    """
-
-    finite_folder: Path | None = None
-    non_finite: str = "stop"
-    skipped_batches: int = 0
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """The trainer's loss, checked."""
-        batch = dict(inputs)
-        result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        loss = result[0] if isinstance(result, tuple) else result
-        if not model.training or bool(torch.isfinite(loss)):
-            return result
-        step = self.state.global_step  # type: ignore[attr-defined]
-        saved = self._save_batch(batch, step)
-        if self.non_finite == "stop":
-            raise NonFiniteError(
-                f"the loss is {float(loss.detach())} at step {step}; the batch was saved to "
-                f"{saved}. Fix: lower trainer.learning_rate, set trainer.max_grad_norm, look at "
-                "that batch, or set tracking.non_finite=skip."
-            )
-        self.skipped_batches += 1
-        zero = sum((p.sum() * 0.0 for p in model.parameters() if p.requires_grad), torch.zeros(()))
-        return (zero, *result[1:]) if isinstance(result, tuple) else zero
-
-    def _save_batch(self, batch: dict[str, Any], step: int) -> Path | None:
-        if self.finite_folder is None:
-            return None
-        self.finite_folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu() for k, v in batch.items() if isinstance(v, Tensor)}
-        file = self.finite_folder / f"non-finite-step-{step}.pt"
-        torch.save(tensors, file)
-        return file
-
-
-class GradientCheck(TrainerCallback):
-    """Stops, or clears the gradients, when they are NaN or infinite just before a step."""
-
-    def __init__(self, non_finite: str = "stop"):
-        self.non_finite = non_finite
-        self.cleared = 0
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Check all gradients with one reduction."""
-        assert model is not None
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())):
-            return
-        if self.non_finite == "stop":
-            raise NonFiniteError(
-                f"a gradient is NaN or infinite at step {state.global_step}. Fix: lower "
-                "trainer.learning_rate, use bf16 instead of fp16, or set tracking.non_finite=skip."
-            )
-        self.cleared += 1
-        for gradient in gradients:
-            gradient.zero_()
 
 
 class StopSignals:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from align.engine.finite import FiniteMixin
 from align.engine.guards.base import GuardMixin
-from align.engine.monitor import FiniteMixin
 from align.engine.objective import Batch, Objective, chosen_text
 from align.engine.order import OrderMixin
 from align.engine.scorer import Scorer, Scores

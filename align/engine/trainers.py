@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import trl
 
+from align.engine.finite import FiniteMixin
 from align.engine.grouped import AlignNames, ResumableGroups
 from align.engine.guards.base import GuardMixin
-from align.engine.monitor import FiniteMixin
 from align.engine.moving_reference import MovingReference
 from align.engine.order import OrderMixin
 from align.engine.soft_labels import SoftDPOMixin, SoftRewardMixin

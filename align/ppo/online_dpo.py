@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from align.engine.finite import FiniteMixin
 from align.engine.guards.base import GuardMixin
-from align.engine.monitor import FiniteMixin
 from align.engine.throughput import SpeedMixin
 from align.errors import Problem
 from align.ppo.actor_critic import ActorCritic

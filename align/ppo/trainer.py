@@ -14,8 +14,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from align.engine.finite import FiniteMixin
 from align.engine.guards.base import GuardMixin
-from align.engine.monitor import FiniteMixin
 from align.engine.throughput import SpeedMixin
 from align.ppo.actor_critic import ActorCritic
 from align.ppo.checks import check_ratio

@@ -6,16 +6,23 @@ it, and where the runner lets rows join, waiting ones take the places.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from align.errors import ModelError
 from align.rollout.base import Draw
 from align.rollout.runners import Runner
 
 JOIN_SHARE = 8  # waiting rows join once this fraction (1/8) of the batch is free
+
+NOT_FINITE = (
+    "the model's logits are NaN or infinite, so no token can be drawn from them. Fix: use an "
+    "earlier checkpoint, or another dtype if this is float16; its training may have diverged."
+)
 
 # (logits (B, V), completion of each row (B,), tokens it has so far (B,)) -> tokens, logprobs
 Pick = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -40,6 +47,9 @@ def decode(
         ends: tokens that end a completion.
         pick: draws one token a row.
         batch_size: rows at most.
+
+    Raises:
+        ModelError: logits are NaN or infinite, looked at once, at the end.
     """
     draws = [Draw([], [], False) for _ in range(len(prompts) * group_size)]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -88,6 +98,8 @@ def decode(
     indices = (index for step, _ in trace for index in step)
     for index, value in zip(indices, values, strict=True):
         if index >= 0:
+            if math.isnan(value):
+                raise ModelError(NOT_FINITE)
             draws[index].logprobs.append(value)
     return draws
 

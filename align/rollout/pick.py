@@ -45,7 +45,7 @@ def pick_tokens(
 
     Returns:
         tokens (B,) int64, and the log-probability of each, (B,), float32 or float64, under the
-        full distribution at `temperature`.
+        full distribution at `temperature`; NaN where the logits are NaN or infinite.
     """
     scaled = at_least_float32(logits)
     if temperature != 1.0:
@@ -65,6 +65,7 @@ def pick_tokens(
     else:
         level = numbers[:, None] * drawn_sums[:, -1:]
         tokens = torch.searchsorted(drawn_sums, level, right=True)
+        tokens = tokens.clamp_(max=scaled.shape[-1] - 1)  # NaN passes no level
     logprobs = scaled.gather(1, tokens) - top - totals.log().to(scaled.dtype)
     return tokens.squeeze(1), logprobs.squeeze(1)
 

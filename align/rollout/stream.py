@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from align.errors import ModelError
+from align.rollout.decode import NOT_FINITE
 from align.rollout.pick import build_warpers
 from align.rollout.transformers import end_ids
 
@@ -64,6 +66,8 @@ class ReplyStream:
     def _next(self, step: Tensor, cache: DynamicCache, warpers: LogitsProcessorList) -> int:
         output = self.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].float()  # (1, V)
+        if not bool(torch.isfinite(logits.amax())):
+            raise ModelError(NOT_FINITE)
         if self.temperature == 0:
             return int(logits.argmax())
         warped = warpers(step, logits / self.temperature)  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ from align.engine.checkpoint import (
     load_state,
     newest_valid,
 )
-from align.engine.monitor import GradientCheck, MetricsCallback, StopCallback, StopSignals
+from align.engine.finite import GradientCheck, SkipLimit
+from align.engine.monitor import MetricsCallback, StopCallback, StopSignals
 from align.engine.profile import ProfileCallback
 from align.errors import Interrupted, RewardError, SamplerError
 from align.run import Run
@@ -33,11 +34,12 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     Raises:
         Interrupted: after a signal; the checkpoint has been written.
         CheckpointError: the disk is full, or no checkpoint can be resumed from.
-        NonFiniteError: per `tracking.non_finite`.
+        NonFiniteError: per `tracking.non_finite`, and when too many steps in a row are skipped.
     """
     keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # we rotate
     trainer.finite_folder, trainer.non_finite = run.path, config.tracking.non_finite
     signals, watch = StopSignals(), watch_of(config, run)
+    gradients = GradientCheck(config.tracking.non_finite)
     metrics = MetricsCallback(run, console, watch.note if watch else None)
     lineage = {"run": run.path.name, "parents": run.record.get("parents", [])}
 
@@ -47,10 +49,11 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
         return {"guards": guards, "trainer": extra, "signals": watch and watch.state_dict()}
 
     callbacks: list[TrainerCallback] = [
-        GradientCheck(config.tracking.non_finite),
+        gradients,
         StopCallback(signals),
         *([watch] if watch else []),
         metrics,
+        SkipLimit(trainer, gradients),
         CheckpointCallback(state, keep, lineage),
     ]
     if config.tracking.profile:
@@ -83,8 +86,13 @@ def train(trainer: Any, config: TrainingStage, run: Run, *, resume: bool) -> Non
     note_draws(run, draws, draws.next_step if draws else 0)
     if watch and watch.stopped:
         run.finish(stopped=watch.stopped)
-    if trainer.skipped_batches:
-        run.warn(f"{trainer.skipped_batches} batches with a non-finite loss were skipped.")
+    for count, what in (
+        (trainer.skipped_batches, "batches with a non-finite loss"),
+        (gradients.cleared, "steps with a non-finite gradient"),
+    ):
+        if count:
+            run.warn(f"{count} {what} were skipped.")
+            console.print(f"[yellow]warning:[/] {count} {what} were skipped.", highlight=False)
 
 
 def save_now(trainer: Any) -> Path | None:
@@ -93,13 +101,15 @@ def save_now(trainer: Any) -> Path | None:
     Not with several processes: the others need not have failed, and would be waited for in vain.
 
     Returns:
-        The checkpoint, or None where nothing was trained since the last one.
+        The checkpoint, which may have been there already; None before the first step.
     """
     step = trainer.state.global_step
     if trainer.args.world_size > 1:
         return None
     folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}"
-    if step == 0 or trainer.args.save_strategy == "no" or (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file():
+        return folder
+    if step == 0 or trainer.args.save_strategy == "no":
         return None
     trainer._save_checkpoint(trainer.model, trial=None)
     trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)

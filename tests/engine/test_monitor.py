@@ -1,4 +1,4 @@
-"""Non-finite values, signals and metrics."""
+"""Signals and metrics."""
 
 from __future__ import annotations
 
@@ -10,83 +10,15 @@ import signal
 import threading
 
 import pytest
-import torch
 from rich.console import Console
-from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from align.engine.monitor import (
-    FiniteMixin,
-    GradientCheck,
     MetricsCallback,
     StopCallback,
     StopSignals,
 )
-from align.errors import NonFiniteError
 from align.run import Run
-
-
-class Host:
-    def __init__(self):
-        self.model = nn.Linear(2, 1)
-        self.state = TrainerState(global_step=7)
-
-    def compute_loss(self, model, inputs, **kwargs):
-        loss = model(inputs.pop("x")).sum()  # TRL's trainers pop inputs too
-        return (loss, "outputs") if kwargs.get("return_outputs") else loss
-
-
-class Checked(FiniteMixin, Host):
-    pass
-
-
-BAD = torch.tensor([[math.nan, 1.0]])
-
-
-def test_a_finite_loss_passes():
-    host = Checked()
-    x = torch.ones(1, 2)
-    assert torch.equal(host.compute_loss(host.model, {"x": x}), host.model(x).sum())
-
-
-def test_stop_names_the_step_and_saves_the_batch(tmp_path):
-    host = Checked()
-    host.finite_folder = tmp_path / "new"
-    with pytest.raises(NonFiniteError, match="the loss is nan at step 7"):
-        host.compute_loss(host.model, {"x": BAD})
-    saved = torch.load(tmp_path / "new" / "non-finite-step-7.pt", weights_only=True)
-    assert torch.equal(saved["x"].isnan(), BAD.isnan())
-
-
-def test_skip_counts_and_leaves_gradients_at_zero(tmp_path):
-    host = Checked()
-    host.finite_folder, host.non_finite = tmp_path, "skip"
-    loss, outputs = host.compute_loss(host.model, {"x": BAD}, return_outputs=True)
-    loss.backward()
-    assert (loss.item(), outputs, host.skipped_batches) == (0.0, "outputs", 1)
-    assert all((p.grad == 0).all() for p in host.model.parameters())
-
-
-def test_evaluation_is_not_stopped():
-    host = Checked()
-    host.model.eval()
-    assert host.compute_loss(host.model, {"x": BAD}).isnan()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_gradients_are_checked_before_the_step(value):
-    model = nn.Linear(2, 2)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    args, state, control = None, TrainerState(global_step=3), TrainerControl()
-    GradientCheck().on_pre_optimizer_step(args, state, control, model=model)
-    model.bias.grad[1] = value
-    with pytest.raises(NonFiniteError, match="gradient is NaN or infinite at step 3"):
-        GradientCheck().on_pre_optimizer_step(args, state, control, model=model)
-    check = GradientCheck("skip")
-    check.on_pre_optimizer_step(args, state, control, model=model)
-    assert check.cleared == 1
-    assert all((p.grad == 0).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,9 +15,9 @@ from datasets import Dataset
 from packaging.version import Version
 from transformers import LlamaForSequenceClassification
 
+from align.engine.finite import FiniteMixin
 from align.engine.guards.base import GuardMixin
 from align.engine.guards.ewc import EWC
-from align.engine.monitor import FiniteMixin
 from align.engine.trainers import DPOTrainer, RewardTrainer, SFTTrainer
 from align.ppo.trainer import PPOTrainer
 from reward.score import pool_scores

@@ -13,11 +13,11 @@ import trl
 from datasets import Dataset
 from trl.trainer.utils import RepeatSampler
 
+from align.engine.finite import FiniteMixin
 from align.engine.grouped import DROPPED, NAMES, AlignNames, align_names, repeat_sampler
 from align.engine.guards.base import GuardMixin
 from align.engine.guards.ewc import EWC
 from align.engine.head import completion_logprobs
-from align.engine.monitor import FiniteMixin
 from align.engine.trainers import GRPOTrainer, RLOOTrainer
 from align.stages.grouped_checks import CHOICES, OWNED, UNTRUNCATED
 
