@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import LlamaForSequenceClassification
 
 from align.engine.head import completion_logprobs
 from align.engine.objective import Objective, TextHead, balanced, chosen_text
@@ -227,6 +228,67 @@ def test_the_text_term_is_the_chosen_answers_likelihood(scorer, batch_of):
     assert float(term) == pytest.approx(0.5 * float(means.mean()), rel=1e-4)
     term.backward()
     assert model.model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_the_text_term_keeps_the_original_head_useful(tiny_llama, batch_of):
+    """A policy that can write these answers becomes a reward model, with the term and without."""
+    torch.manual_seed(0)
+    rows = [
+        {
+            "prompt": f"Where is {what}? ",
+            "chosen": f"The {what} is {at}.",
+            "rejected": f"No {what}.",
+        }
+        for what in ("lamp", "chair", "order", "bill", "parcel")
+        for at in ("at home", "in Oslo", "by the sea", "on the roof")
+    ]
+    parts: list[list[dict]] = [[], []]
+    for n, row in enumerate(rows):  # each thing and each place in both
+        parts[(n + n // 4) % 4 == 0].append(row)
+    train, held = (batch_of(part, "pairs") for part in parts)
+    policy = tiny_llama(seed=1)  # its head is its own, not the embeddings
+    ids = train["input_ids"][0::2]
+    labels = ids.masked_fill(~chosen_text(train)[0::2], -100)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(60):
+        policy(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    head = TextHead(policy.get_output_embeddings().requires_grad_(False), policy.config)
+    text = Objective(generative=1.0, text_head=head)
+
+    def start() -> Scorer:
+        torch.manual_seed(2)
+        config = copy.deepcopy(policy.config)
+        config.num_labels = 1
+        model = LlamaForSequenceClassification(config)
+        model.model.load_state_dict(policy.model.state_dict())
+        return Scorer(model)
+
+    def text_loss(model: Scorer) -> float:
+        """Nats a token of the held-out answers under the policy's head."""
+        with torch.no_grad():
+            return float(text.terms(forward(model, held, text), held))
+
+    def trained(objective: Objective) -> tuple[float, float]:
+        model = start()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(30):
+            loss = objective(forward(model, train, objective), train)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            ranking = Objective().losses(forward(model, held, Objective()), held).mean()
+        return text_loss(model), float(ranking)
+
+    before = text_loss(start())
+    without, ranked_without = trained(Objective())
+    with_term, ranked = trained(replace(text, generative=0.2))
+    assert before < 1  # of 5.7 at random: there is something to keep
+    assert without > before + 0.3  # Bradley-Terry alone spoils the head
+    assert with_term < before + 0.1
+    assert max(ranked, ranked_without) < math.log(2) / 2  # and both learnt to rank
 
 
 @pytest.mark.parametrize("name", ["contrastive", "length", "centring"])
