@@ -83,6 +83,11 @@ class RunData:
         return None if value is None else int(value)
 
     @property
+    def fold(self) -> str:
+        """`1/5` of a cross-validation; empty where the run is none of its folds."""
+        return text(mapping(self.config.get("data")).get("fold"))
+
+    @property
     def seconds(self) -> float | None:
         """Wall-clock seconds from start to end, pauses before a resume included."""
         start, end = moment(self.record.get("started")), moment(self.record.get("finished"))

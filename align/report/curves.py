@@ -14,7 +14,7 @@ from typing import Literal
 from align.report.catalogue import NAMESPACES, describe, main_metrics, namespace
 from align.report.charts import Chart, Line
 from align.report.collect import RunData, Series
-from align.report.evidence import Estimate, over_seeds, seed_label
+from align.report.evidence import Estimate, Over, over_seeds, seed_label
 from align.report.families import Family, hue
 
 # Totals that trainers log once at the end: figures, not curves.
@@ -169,7 +169,8 @@ def _totals(families: Sequence[Family], keys: Sequence[str]) -> list[tuple[str, 
                 for run in family.one_per_seed
                 if (series := run.series.get(key)) and series.values
             ]
-            if estimate := over_seeds(found):
+            over: Over = "folds" if family.folds else "seeds"
+            if estimate := over_seeds(found, key.endswith("accuracy"), over):
                 totals.append((family.label, key, estimate))
     return totals
 
@@ -197,7 +198,7 @@ def _own(run: RunData) -> list[str]:
 
 def _line_label(family: Family, families: Sequence[Family], run: RunData) -> str:
     same_seed = sum(other.seed == run.seed for other in family.runs) > 1
-    label = run.name if same_seed else seed_label(run)
+    label = run.name if same_seed and not run.fold else seed_label(run)
     return label if len(families) == 1 else f"{family.label}, {label}"
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from align.evaluate.significance import seeds_interval
+from align.report.catalogue import SHARES
 from align.report.collect import RunData
 from align.report.families import Family, in_order, is_start
 from align.report.values import Json, mapping, number, rows, text
 
-Over = Literal["prompts", "seeds"]
+Over = Literal["prompts", "seeds", "folds"]
 _KNOWN_KEYS = {
     "baseline",
     "models",
@@ -128,8 +129,9 @@ def evaluate_family(family: Family) -> Evaluation | None:
 
 
 def seed_label(run: RunData) -> str:
-    """`seed 3`, or the directory's name where no seed is recorded."""
-    return f"seed {run.seed}" if run.seed is not None else run.name
+    """`seed 3`, of a cross-validation `seed 3, fold 1/5`; else the directory's name."""
+    seed = f"seed {run.seed}" if run.seed is not None else run.name
+    return f"{seed}, fold {run.fold}" if run.fold else seed
 
 
 def estimate_of(value: object, parent: Json | None = None) -> Estimate | None:
@@ -156,20 +158,33 @@ def estimate_of(value: object, parent: Json | None = None) -> Estimate | None:
     )
 
 
-def over_seeds(found: Sequence[tuple[str, Estimate]]) -> Estimate | None:
-    """One seed's figure as it is; several as their mean with a t-interval over seeds."""
+def over_seeds(
+    found: Sequence[tuple[str, Estimate]], share: bool = False, over: Over = "seeds"
+) -> Estimate | None:
+    """One seed's figure as it is; several as their mean with a t-interval over seeds.
+
+    Figures that are all equal have no spread that a t-interval could tell from none: then what is
+    known of each, over prompts, is what is known of all.
+
+    Args:
+        found: label and figure of each seed.
+        share: it lies in [0, 1], and so does the interval.
+        over: what the runs are.
+    """
     if len(found) < 2:
         return found[0][1] if found else None
-    interval = seeds_interval([estimate.value for _, estimate in found])
-    counts = {estimate.n for _, estimate in found}
-    return Estimate(
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        n=counts.pop() if len(counts) == 1 else None,
-        over="seeds",
-        dots=tuple((label, estimate.value) for label, estimate in found),
-    )
+    each = [estimate for _, estimate in found]
+    counts = {estimate.n for estimate in each}
+    n = counts.pop() if len(counts) == 1 else None
+    dots = tuple((label, estimate.value) for label, estimate in found)
+    if len({estimate.value for estimate in each}) == 1:
+        lows = [estimate.low for estimate in each if estimate.low is not None]
+        highs = [estimate.high for estimate in each if estimate.high is not None]
+        known = len(lows) == len(highs) == len(each)
+        low, high = (min(lows), max(highs)) if known else (None, None)
+        return Estimate(each[0].value, low, high, n, dots=dots)
+    interval = seeds_interval([estimate.value for estimate in each], share=share)
+    return Estimate(interval.value, interval.low, interval.high, n, over, dots=dots)
 
 
 def _win_rows(found: Sequence[tuple[str, Json]]) -> list[WinRow]:
@@ -183,7 +198,7 @@ def _win_rows(found: Sequence[tuple[str, Json]]) -> list[WinRow]:
             groups.setdefault(key, []).append((label, row, rate))
     made = []
     for (a, b, judge), group in groups.items():
-        rate = over_seeds([(label, rate) for label, _, rate in group])
+        rate = over_seeds([(label, rate) for label, _, rate in group], share=True)
         if rate is None:
             continue
         wins, losses, ties = (
@@ -228,7 +243,7 @@ def _model_metrics(
         name: {
             model: estimate
             for model, values in per_model.items()
-            if (estimate := over_seeds(values)) is not None
+            if (estimate := over_seeds(values, name in SHARES)) is not None
         }
         for name, per_model in collected.items()
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from align.report.collect import RunData, parent_folder
-from align.report.values import Json, raw, text
+from align.report.values import Json, mapping, raw, text
 
 # Where a run reads and writes, and its seed, may differ between the seeds of one pipeline.
 _FREE_KEYS = {"seed", "dir", "overwrite", "path", "artefact", "policy", "init", "tokenizer"}
@@ -72,14 +72,25 @@ class Family:
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
     @property
+    def folds(self) -> int:
+        """How many folds a cross-validation has, whose runs these are; 0: they are seeds."""
+        return folds_of(self.runs[0])
+
+    @property
     def one_per_seed(self) -> tuple[RunData, ...]:
-        """Independent runs: of several with one seed, the completed, last started one."""
+        """Runs to average: of several with one seed (and fold) the completed, last started one."""
         best: dict[object, RunData] = {}
         for run in self.runs:
-            name = run.seed if run.seed is not None else run.path
+            name = (run.seed, run.fold) if run.seed is not None else run.path
             if name not in best or _rank(run) > _rank(best[name]):
                 best[name] = run
         return tuple(best.values())
+
+
+def folds_of(run: RunData) -> int:
+    """5 of a run that is one of five folds; 0 of any other."""
+    whole = run.fold.rpartition("/")[2]
+    return int(whole) if whole.isdecimal() else 0
 
 
 def _rank(run: RunData) -> tuple[bool, str]:
@@ -102,10 +113,13 @@ def make_families(runs: Sequence[RunData]) -> list[Family]:
     families = []
     for stage in sorted(by_stage, key=_stage_rank):
         siblings = list(by_stage[stage].values())
-        leaves = [deep[id(group[0])] for group in siblings]
         for index, group in enumerate(siblings):
             group.sort(key=lambda run: (run.seed is None, run.seed or 0, run.name))
-            extra = f" · {_difference(index, siblings, leaves)}" if len(siblings) > 1 else ""
+            folds = folds_of(group[0])  # which are told from other runs by that alone
+            like = [other for other in siblings if folds_of(other[0]) == folds]
+            leaves = [deep[id(other[0])] for other in like]
+            extra = f" · {folds} folds" if folds else ""
+            extra += f" · {_difference(like.index(group), like, leaves)}" if len(like) > 1 else ""
             key = f"{stage}-{index + 1}" if index else stage
             families.append(Family(key, stage, display_name(stage) + extra, tuple(group)))
     return families
@@ -131,9 +145,13 @@ def _deep_settings(run: RunData, by_path: dict[Path, RunData]) -> dict[str, list
 
 
 def settings(config: Json) -> dict[str, object]:
-    """A configuration's leaves by dotted key, without seeds and paths."""
+    """A configuration's leaves by dotted key, without seeds and paths; of a fold, which of k."""
     kept = {key: value for key, value in config.items() if key not in _FREE_SECTIONS}
-    return dict(_leaves(kept, ""))
+    found = dict(_leaves(kept, ""))
+    if fold := text(mapping(config.get("data")).get("fold")):
+        found["data.fold"] = fold.rpartition("/")[2]
+        found.pop("data.split_seed", None)  # each repeat has folds of its own
+    return found
 
 
 def _leaves(value: object, prefix: str) -> Iterator[tuple[str, object]]:
@@ -156,13 +174,16 @@ def _difference(
     differing = [key for key in keys if len({raw(leaf.get(key)) for leaf in leaves}) > 1]
     if 0 < len(differing) <= 2 and all(leaves):
         return ", ".join(
-            f"{key.rsplit('.', 1)[-1]} {'/'.join(leaves[index].get(key) or ['default'])}"
-            for key in differing
+            f"{key.rsplit('.', 1)[-1]} {_said(leaves[index].get(key))}" for key in differing
         )
     first = siblings[index][0]
     names = [group[0].name for group in siblings]
     own = first.path.resolve()
     return first.name if len(set(names)) == len(names) else f"{own.parent.name}/{own.name}"
+
+
+def _said(values: list[str] | None) -> str:
+    return "/".join(value or "none" for value in values) if values else "default"
 
 
 def _stage_rank(stage: str) -> tuple[int, str]:

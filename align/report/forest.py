@@ -47,7 +47,7 @@ def forest_row(
         for end_value, x in ((estimate.low, start), (estimate.high, end)):
             if low <= end_value <= high:  # an end beyond the axis has no cap: it goes on
                 parts.append(tag("line", x1=x, x2=x, y1=-4, y2=4, class_="interval"))
-    parts.append(_marker(place(estimate.value, low, high), estimate.over == "seeds"))
+    parts.append(_marker(place(estimate.value, low, high), estimate.over != "prompts"))
     for seed, value in estimate.dots:
         spot = tag("title", f"{seed}: {value}")
         parts.append(tag("circle", spot, cx=place(value, low, high), cy=13, r=3, class_="seed"))
@@ -83,7 +83,8 @@ def describe_estimate(estimate: Estimate, show: Callable[[float], str] = percent
     else:
         parts.append("no interval")
     if estimate.dots:
-        parts.append("seeds " + ", ".join(show(value) for _, value in estimate.dots))
+        kind = "folds" if estimate.over == "folds" else "seeds"
+        parts.append(f"{kind} " + ", ".join(show(value) for _, value in estimate.dots))
     return ", ".join(parts)
 
 

@@ -65,10 +65,14 @@ def _together(where: Sequence[str]) -> str:
     for place in where:
         groups.setdefault(place.split(", seed ")[0], []).append(place)
     named = [
-        own[0] if len(own) == 1 else f"{head} ({len(own)} seeds)" for head, own in groups.items()
+        own[0] if len(own) == 1 else f"{head} ({_counted(own)})" for head, own in groups.items()
     ]
     more = len(named) - _NAMED
     return "; ".join(named[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(places: Sequence[str]) -> str:
+    return f"{len(places)} {'folds' if any(', fold ' in place for place in places) else 'seeds'}"
 
 
 def _of_runs(runs: Sequence[RunData]) -> Iterator[Notice]:
@@ -141,7 +145,8 @@ def _of_lineage(lineage: Lineage) -> Iterator[Notice]:
 
 
 def _of_families(families: Sequence[Family]) -> Iterator[Notice]:
-    several = max((len(family.one_per_seed) for family in families), default=0)
+    plain = [family for family in families if not family.folds]
+    several = max((len(family.one_per_seed) for family in plain), default=0)
     for family in families:
         kept = len(family.one_per_seed)
         if kept < len(family.runs):
@@ -150,6 +155,13 @@ def _of_families(families: Sequence[Family]) -> Iterator[Notice]:
                 family.label,
                 f"{len(family.runs)} runs share {kept} seed{'s' * (kept != 1)} and are not "
                 "independent: figures use one run per seed, the last that completed.",
+            )
+        if family.folds:
+            yield Notice(
+                "note",
+                family.label,
+                f"{kept} runs of a cross-validation, not {kept} seeds: they share most of their "
+                "training data, so intervals over them are too narrow.",
             )
     if several == 2:
         yield Notice(

@@ -159,7 +159,8 @@ def _source(node: Node, x: float, y: float) -> Markup:
 
 def _time(family: Family) -> str:
     known = [run.seconds for run in family.runs if run.seconds is not None]
-    seeds = f"{len(family.runs)} seeds, " if len(family.runs) > 1 else ""
+    kind = "runs" if family.folds else "seeds"
+    seeds = f"{len(family.runs)} {kind}, " if len(family.runs) > 1 else ""
     if not known:
         return seeds + "time unknown"
     about = "about " if len(known) > 1 and min(known) < max(known) else ""

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.report.evidence import Estimate, Evaluation, estimate_of, over_seeds, seed_label
+from align.report.evidence import (
+    Estimate,
+    Evaluation,
+    Over,
+    estimate_of,
+    over_seeds,
+    seed_label,
+)
 from align.report.families import Family
-from align.report.values import Json, mapping, rows
+from align.report.values import Json, mapping, number, raw, rows
+
+SHARES = {"accuracy", "annotators", "length_baseline", "against_length", "ece", "auc"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,8 @@ def reward_evidence(
         for part in ("test", "validation"):
             sections = [(label, mapping(result.get(part))) for label, result in results]
             if any("accuracy" in section for _, section in sections):
-                evidence = gather(f"{family.label}, its own {part} pairs", sections)
+                over: Over = "folds" if family.folds else "seeds"
+                evidence = gather(f"{family.label}, its own {part} pairs", sections, over)
                 found += [evidence] if evidence else []
                 break
     return found
@@ -70,8 +80,11 @@ def _of_summary(runs: Sequence[Json]) -> list[tuple[str, Json]]:
     ]
 
 
-def gather(label: str, found: Sequence[tuple[str, Json]]) -> RewardEvidence | None:
+def gather(
+    label: str, found: Sequence[tuple[str, Json]], over: Over = "seeds"
+) -> RewardEvidence | None:
     """Figures of one reward model over seeds; None where there are none."""
+    found = _once(found) if over == "seeds" else found
     collected: dict[str, list[tuple[str, Estimate]]] = {}
     for seed, section in found:
         for name, value in section.items():
@@ -88,13 +101,26 @@ def gather(label: str, found: Sequence[tuple[str, Json]]) -> RewardEvidence | No
         figures={
             name: estimate
             for name, values in collected.items()
-            if (estimate := over_seeds(values)) is not None
+            if (estimate := over_seeds(values, name in SHARES, over)) is not None
         },
         notes=found[0][1],
         bins=binned[0][1] if binned else [],
         bins_of=binned[0][0] if binned else "",
         seeds=len(found),
     )
+
+
+def _once(found: Sequence[tuple[str, Json]]) -> list[tuple[str, Json]]:
+    """Each measurement once: evaluations of several policies repeat that of one reward model.
+
+    No two reward models have the same log-loss to six digits on as many pairs.
+    """
+    kept: dict[str, tuple[str, Json]] = {}
+    for place, (label, section) in enumerate(found):
+        loss = estimate_of(section.get("log_loss"))
+        same = [section.get("accuracy"), number(section.get("n")), loss and f"{loss.value:.6g}"]
+        kept.setdefault(raw(same) if loss else str(place), (label, section))
+    return list(kept.values())
 
 
 def reliability_bins(section: Json) -> list[Json]:

@@ -14,12 +14,13 @@ from typing import Any
 
 from align.config.stages import StageConfig
 from align.errors import ConfigError, Problem, RunError
-from align.evaluate.significance import seeds_interval
+from align.evaluate.significance import seeds_interval, wilson_interval
 from align.processes import first_process
 from align.run import write_json
 from align.same import check_same
 
 FIGURES = ("accuracy", "log_loss", "ece", "soft_log_loss", "kendall_tau", "spearman", "mae")
+SHARES = ("accuracy", "ece")
 Train = Callable[[list[str]], Path]  # overrides to the run's directory
 
 
@@ -37,8 +38,9 @@ def run_folds(
         train: trains with further overrides, unless that is done, and returns the run's directory.
 
     Returns:
-        Mean, interval and values of each figure. The interval is Student's over all runs; folds
-        share most of their training data, so it is too narrow (Bengio and Grandvalet 2004, JMLR 5).
+        Mean, interval and values of each figure. The interval is Student's over all runs, of a
+        share cut at 0 and 1; folds share most of their training data, so it is too narrow (Bengio
+        and Grandvalet 2004, JMLR 5).
 
     Raises:
         ConfigError: fewer than two folds, or no repeat.
@@ -62,7 +64,7 @@ def run_folds(
                 runs.append(results_of(place))
     if not first_process():
         return {}
-    summary = summarise([run.get("validation", {}) for run in runs])
+    summary = summarise([run.get("validation", {}) for run in runs], repeats)
     found = {"folds": folds, "repeats": repeats, "summary": summary}
     write_json(folder / "folds.json", found)
     return found
@@ -100,7 +102,7 @@ def run_members(folder: Path, members: int, seed: int, train: Train) -> list[Pat
     if not first_process():
         return models
     names = [str(model) for model in models]
-    write_json(folder / "ensemble.json", {"ensemble": names, "summary": summarise(found)})
+    write_json(folder / "ensemble.json", {"ensemble": names, "summary": summarise(found, members)})
     return models
 
 
@@ -133,13 +135,27 @@ def results_of(place: Path) -> dict[str, Any]:
     return found
 
 
-def summarise(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and interval of every figure that all runs have."""
+def summarise(parts: Sequence[dict[str, Any]], times: int = 1) -> dict[str, Any]:
+    """Mean and interval of every figure that all runs have.
+
+    Where all runs have the same figure, Student's interval has no width, which is no certainty: an
+    accuracy then has Wilson's over the pairs, any other figure none.
+
+    Args:
+        parts: the runs' held-out figures.
+        times: how often each pair was judged.
+    """
     found: dict[str, Any] = {"n": sum(part.get("n", 0) for part in parts)}
     for name in FIGURES:
         values = [part[name] for part in parts if part.get(name) is not None]
         if len(values) == len(parts):
-            found[name] = seeds_interval(values).as_dict() | {"values": values}
+            interval: dict[str, Any] = seeds_interval(values, share=name in SHARES).as_dict()
+            if interval["low"] == interval["high"]:
+                interval |= {"low": None, "high": None}
+                if name == "accuracy" and found["n"]:
+                    whole = wilson_interval(values[0] * found["n"] / times, found["n"] / times)
+                    interval |= {"low": whole.low, "high": whole.high}
+            found[name] = interval | {"values": values}
     return found
 
 
@@ -149,6 +165,8 @@ def in_words(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['folds']} folds, {found['repeats']} repeat(s), {summary['n']} judged"]
     for name, value in summary.items():
         if isinstance(value, dict):
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
+            interval = "(no interval: all alike)"
+            if value["low"] is not None:
+                interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
             lines.append(f"{name.replace('_', ' ')} {value['value']:.3f} {interval}")
     return lines

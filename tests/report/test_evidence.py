@@ -9,7 +9,7 @@ import pytest
 from align.report.collect import collect
 from align.report.evidence import Estimate, estimate_of, evaluate_family, over_seeds
 from align.report.families import make_families
-from align.report.reward import reward_evidence
+from align.report.reward import gather, reward_evidence
 from align.report.verdict import decide, key_figures, tone_of
 
 T_TWO_DEGREES = 4.302652729911275  # 97.5% quantile of Student's t with 2 degrees of freedom
@@ -131,6 +131,30 @@ def test_over_seeds_of_none_and_one():
     one = Estimate(0.7, 0.6, 0.8, 100)
     assert over_seeds([]) is None
     assert over_seeds([("seed 1", one)]) is one
+
+
+def test_seeds_that_agree_wholly_are_as_sure_as_one():
+    found = [("seed 1", Estimate(1.0, 0.84, 1.0, 20)), ("seed 2", Estimate(1.0, 0.8, 1.0, 20))]
+    both = over_seeds(found)
+    assert (both.value, both.low, both.high, both.over) == (1.0, 0.8, 1.0, "prompts")
+    bare = over_seeds([("seed 1", Estimate(0.5)), ("seed 2", Estimate(0.5))])
+    assert (bare.value, bare.has_interval) == (0.5, False)
+
+
+def test_a_share_over_seeds_ends_at_one():
+    found = [("seed 1", Estimate(1.0)), ("seed 2", Estimate(0.9))]
+    assert over_seeds(found).high > 1
+    assert over_seeds(found, share=True).high == 1
+
+
+def test_one_reward_model_evaluated_twice_is_measured_once():
+    section = {"accuracy": 0.9, "low": 0.7, "high": 0.97, "n": 20, "log_loss": 0.25}
+    same = gather("x", [("seed 0", section | {"ece": 0.1}), ("seed 1", section | {"ece": 0.1})])
+    accuracy = same.figures["accuracy"]
+    assert (same.seeds, accuracy.low, accuracy.high, accuracy.n) == (1, 0.7, 0.97, 20)
+    other = gather("x", [("seed 0", section), ("seed 1", section | {"log_loss": 0.26})])
+    assert other.seeds == 2
+    assert gather("x", [("a", {"accuracy": 0.9}), ("b", {"accuracy": 0.9})]).seeds == 2
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from align.report.collect import collect
+from align.report.evidence import seed_label
 from align.report.families import display_name, make_families, short_path, trace
+from align.report.notices import find_notices
+from align.report.reward import reward_evidence
 
 
 def change_config(run: Path, key: str, value: object) -> None:
@@ -37,6 +42,49 @@ def test_a_changed_setting_makes_another_family_named_by_it(pipeline, tmp_path):
     families = make_families(collect([tmp_path / "runs"]))
     labels = [family.label for family in families if family.stage == "dpo"]
     assert labels == ["DPO · beta default", "DPO · beta 0.5"]
+
+
+def test_folds_are_one_family_and_no_seeds(pipeline, tmp_path):
+    made = pipeline(seed=7)["reward"]
+    for repeat in range(2):
+        for fold in range(3):
+            place = tmp_path / "runs" / "folds" / f"repeat-{repeat}" / f"fold-{fold}"
+            shutil.copytree(made, place)
+            right = {"accuracy": [1.0, 1.0, 0.7][fold], "n": 9, "log_loss": 0.1 + repeat + fold}
+            record = json.loads((place / "run.json").read_text())
+            record |= {"seed": 7 + repeat, "results": {"validation": right}}
+            (place / "run.json").write_text(json.dumps(record))
+            config = yaml.safe_load((place / "config.yaml").read_text())
+            config["data"] = config.get("data", {}) | {
+                "fold": f"{fold}/3",
+                "split_seed": repeat,
+            }
+            (place / "config.yaml").write_text(yaml.safe_dump(config))
+    config = yaml.safe_load((made / "config.yaml").read_text())
+    config["data"] = config.get("data", {}) | {"fold": None, "split_seed": 0}
+    (made / "config.yaml").write_text(yaml.safe_dump(config))
+    runs = collect([made, tmp_path / "runs" / "folds"])
+    families = make_families(runs)
+    rewards = [family for family in families if family.stage == "reward"]
+    assert [family.label for family in rewards] == ["Reward model", "Reward model · 3 folds"]
+    folds = rewards[1]
+    assert (folds.folds, len(folds.one_per_seed)) == (3, 6)
+    assert seed_label(folds.runs[0]) == "seed 7, fold 0/3"
+    said = [one.message for one in find_notices(runs, families, trace(families), [])]
+    assert not any("are not independent" in message or "Two seeds" in message for message in said)
+    assert sum("6 runs of a cross-validation, not 6 seeds" in message for message in said) == 1
+    (evidence,) = [one for one in reward_evidence(families, []) if "folds" in one.label]
+    accuracy = evidence.figures["accuracy"]
+    assert (evidence.seeds, accuracy.over, len(accuracy.dots)) == (6, "folds", 6)
+    assert accuracy.high == 1  # Student's t goes on to 1.06
+
+
+def test_a_setting_of_nothing_is_named(pipeline, tmp_path):
+    change_config(pipeline(seed=1)["dpo"], "note", None)
+    change_config(pipeline(seed=2)["dpo"], "note", 0.5)
+    families = make_families(collect([tmp_path / "runs"]))
+    labels = [family.label for family in families if family.stage == "dpo"]
+    assert labels == ["DPO · note none", "DPO · note 0.5"]
 
 
 def test_evaluations_of_differently_trained_policies_are_no_seeds(pipeline, tmp_path):
