@@ -26,6 +26,7 @@ class RolloutArguments(TrainingArguments):
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Of policy and, unset, critic."})
     logging_steps: float = field(default=1, metadata={"help": "In optimizer steps."})
+    save_steps: float = field(default=0, metadata={"help": "0: after updates, see ppo.pace."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Schedule."})
     total_episodes: int = field(default=10_000, metadata={"help": "Completions over all updates."})
     rollout_batch_size: int = field(default=64, metadata={"help": "Completions per update, rank."})

@@ -30,6 +30,7 @@ from align.ppo.checks import (
     tolerance_of,
 )
 from align.ppo.loader import OnPolicyLoader, PromptStream
+from align.ppo.pace import SavePace
 from align.ppo.phases import PhaseClock
 from align.ppo.rewards import RewardScorer, ScoreFn
 from align.types import Experience, Rollout, Sampler, SyncedSampler, Text
@@ -147,6 +148,8 @@ class OnPolicyTrainer(transformers.Trainer):
         if not self.started and self.state.global_step == 0 and self.args.world_size > 1:
             torch.manual_seed(self.args.seed + self.args.process_index)  # ranks differ
         self.started = True
+        self.remove_callback(SavePace)
+        self.add_callback(SavePace(self.args.steps_per_update, self._sum_over_ranks))  # the last
         return self.loader
 
     def _refresh(self) -> None:

@@ -1,5 +1,7 @@
 """kill -9 of a PPO run at random points: the resumed run is the run that nobody killed.
 
+It goes on from the last checkpoint and repeats nothing before it. Every second run saves after each
+step, so that kills meet every phase of an update; the others as `align ppo` does by default.
 `PPO_KILLS=20` tries twenty points; two by default.
 """
 
@@ -16,6 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from align.engine.checkpoint import newest_valid
+from align.errors import CheckpointError
+from align.run import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("PPO_KILLS", "2"))
@@ -34,18 +40,18 @@ SETTINGS = [
     "trainer.rollout_batch_size=8",
     "trainer.per_device_train_batch_size=2",
     "trainer.ppo_epochs=2",
-    "trainer.save_steps=1",
-    "trainer.save_total_limit=2",
     "reward=[{function: 'slow_vowels:vowels', normalise: running}]",
     "rollout.max_new_tokens=8",
 ]
+UPDATE, STEPS = 8, 32  # optimizer steps of an update, and of the run
+SAVING = (["trainer.save_steps=1"], [])
 
 
 @pytest.fixture
 def start(tmp_path, policy_dir, data_files):
     (tmp_path / "slow_vowels.py").write_text(REWARD)
 
-    def begin(name: str, resume: bool = False) -> subprocess.Popen[bytes]:
+    def begin(name: str, *settings: str, resume: bool = False) -> subprocess.Popen[bytes]:
         config = tmp_path / "ppo.yaml"
         config.write_text(
             f"model: {{path: {policy_dir}}}\ndata: {{train: {data_files['prompts']}}}\nreward: []\n"
@@ -58,6 +64,7 @@ def start(tmp_path, policy_dir, data_files):
             str(config),
             f"run.dir={name}",
             *SETTINGS,
+            *settings,
         ]
         log = (tmp_path / f"{name}.log").open("ab")
         return subprocess.Popen(
@@ -75,26 +82,51 @@ def finished(process: subprocess.Popen[bytes], log: Path) -> None:
     assert process.wait(timeout=600) == 0, log.read_text(errors="replace")[-2000:]
 
 
-@pytest.mark.timeout(1800)
+def trained(run: Path) -> list[int]:
+    """The optimizer steps in a run's metrics, in the order they were taken."""
+    return [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
+
+
+def newest(run: Path) -> int:
+    """The step of the last checkpoint that is whole; 0 for none."""
+    try:
+        found, _ = newest_valid(run / "checkpoints")
+    except CheckpointError:  # the first was being written
+        return 0
+    return int(found.name.split("-")[-1]) if found else 0
+
+
+@pytest.mark.timeout(3600)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(start, tmp_path):
     began = time.monotonic()
     finished(start("straight"), tmp_path / "straight.log")
     whole = time.monotonic() - began
     straight = load_file(tmp_path / "straight/model/model.safetensors")
+    assert trained(tmp_path / "straight") == list(range(1, STEPS + 1))
     where = random.Random(0)
-    resumed_late = 0
+    resumed_from = []
     for trial in range(KILLS):
-        name = f"killed{trial}"
-        process = start(name)
+        name, saving = f"killed{trial}", SAVING[trial % 2]
+        run = tmp_path / name
+        process = start(name, *saving)
         # Training is the second half: before it, models are loaded.
         time.sleep(whole * where.uniform(0.4, 0.95))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        late = any((tmp_path / name / "checkpoints").glob("checkpoint-*/MANIFEST.json"))
-        resumed_late += late
-        whole *= 1 if late else 1.5  # the machine is busier than it was
-        begun = (tmp_path / name / "run.json").exists()  # not under load: `whole` is then too short
-        finished(start(name, resume=begun), tmp_path / f"{name}.log")
-        weights = load_file(tmp_path / name / "model/model.safetensors")
+        before, kept = trained(run), newest(run)
+        reached = max(before, default=0)
+        if saving:
+            assert kept >= reached - 1, name  # at most the step that was being saved is lost
+        else:
+            assert kept % UPDATE == 0, name
+            assert kept or reached <= UPDATE, name  # the first update was saved
+        resumed_from.append(kept)
+        whole *= 1 if kept else 1.5  # the machine is busier than it was
+        begun = (run / "run.json").exists()  # not under load: `whole` is then too short
+        finished(start(name, *saving, resume=begun), tmp_path / f"{name}.log")
+        # Nothing that a checkpoint holds is trained again, and nothing is left out.
+        assert trained(run)[len(before) :] == list(range(kept + 1, STEPS + 1)), name
+        weights = load_file(run / "model/model.safetensors")
         assert all(torch.equal(straight[n], weights[n]) for n in straight), name
-    assert resumed_late, "no kill came after a checkpoint: the test proves nothing"
+        print(f"{name}: killed after step {reached}, went on from {kept}")
+    assert any(resumed_from), "no kill came after a checkpoint: the test proves nothing"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_a_signal_inside_the_reward_function_stops_ppo_within_an_experience(laun
     reward = "reward=[{function: 'stopping_words:courteous_and_stop'}]"
     with pytest.raises(Interrupted):
         launch("ppo", "stopped", reward)
-    assert [p.name for p in list_checkpoints(Path("stopped/checkpoints"))] == ["checkpoint-5"]
+    assert list_checkpoints(Path("stopped/checkpoints"))[0].name == "checkpoint-5"
     launch("ppo", "stopped", reward, resume=True)
     assert same(straight, Path("stopped"))
 
@@ -161,14 +162,20 @@ def test_what_was_trained_is_saved_when_a_reward_fails(launch, tmp_path, stage):
         "    return courteous(prompts, completions)\n"
     )
     reward = f"reward=[{{function: 'failing_{stage}:courteous_or_gone'}}]"
+    late = [reward, "trainer.save_steps=500"]
     with pytest.raises(RewardError, match="the reward server is gone") as caught:
-        launch(stage, "stopped", reward)
+        launch(stage, "stopped", *late)
     (saved,) = list_checkpoints(Path("stopped/checkpoints"))
     assert saved.name == {"ppo": "checkpoint-8", "online_dpo": "checkpoint-16"}[stage]
     assert saved.name in caught.value.__notes__[0]
     assert "--resume" in caught.value.__notes__[0]
-    launch(stage, "stopped", reward, resume=True)
+    launch(stage, "stopped", *late, resume=True)
     assert same(straight, Path("stopped"))
+    broken.unlink()
+    sys.modules[f"failing_{stage}"].N[0] = 0
+    with pytest.raises(RewardError) as caught:  # the checkpoint was there already
+        launch(stage, "every", reward, "trainer.save_steps=1")
+    assert f"{saved.name} was saved" in caught.value.__notes__[0]
 
 
 def test_a_reward_that_fails_on_the_last_samples_takes_no_model_away(launch, tmp_path):
