@@ -21,7 +21,7 @@ from align.errors import AlignError, ConfigError, Problem
 from align.feedback_cli import app as feedback_app
 from align.guard_cli import app as guard_app
 from align.init_cli import init
-from align.interrupts import end_on_sigterm
+from align.interrupts import end_on_sigterm, told_when_stopped
 from align.quiet import quiet_libraries
 from align.reward_cli import TRAIN
 from align.reward_cli import app as reward_app
@@ -64,6 +64,9 @@ def run_stage(
     """Load a configuration, open its run directory and run the stage; returns the directory.
 
     `profile` adds an override; `more` goes to the stage as it is.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM, wherever the stage is.
     """
     quiet_libraries()
     from align.config import STAGES, load_config
@@ -72,11 +75,14 @@ def run_stage(
     loaded = load_config(STAGES[stage], config, [*overrides, *(PROFILED if profile else [])])
     end_on_sigterm()  # while training, `StopSignals` takes over
     module = importlib.import_module(f"align.stages.{stage}")
-    with open_run(loaded, resume=resume, dry_run=dry_run) as run:
+    with (
+        open_run(loaded, resume=resume, dry_run=dry_run) as run,
+        told_when_stopped(stage, None if dry_run else run.path, loaded.run.dir),
+    ):
         module.run(loaded, run, resume=resume, dry_run=dry_run, **more)
-        if not dry_run:
-            errors.print(f"[green]{stage}[/]: {run.path}", highlight=False)
-        return run.path
+    if not dry_run:  # after its record: what waits for this line may go on
+        errors.print(f"[green]{stage}[/]: {run.path}", highlight=False)
+    return run.path
 
 
 @app.command()
@@ -334,9 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         for line in (str(error), *getattr(error, "__notes__", ())):
             errors.print(line, markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            errors.print("interrupted")  # typer made it an exit, without a word
+        raise
 
 
 if __name__ == "__main__":
