@@ -20,6 +20,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from feedback.errors import DataError
+from reward.calibrate import Calibration
 from reward.errors import RewardError
 from reward.model import RewardModel
 from reward.pool_parts import Parts, check_space, check_target, finished_before
@@ -28,6 +30,7 @@ from reward.score import context_length, score_head
 from reward.shared import BATCH_TOKENS, pooled_states
 
 CHUNK_ROWS = 4096
+PROBABILITY = "probability"
 NOT_THE_MODEL = ("_name_or_path", "transformers_version")  # of a configuration
 
 
@@ -63,6 +66,7 @@ def score_parquet(
     chunk_rows: int = CHUNK_ROWS,
     resume: bool = False,
     overwrite: bool = False,
+    calibration: Calibration | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Score the answers of a file into a Parquet file with all its columns and `reward`.
@@ -81,14 +85,15 @@ def score_parquet(
         chunk_rows: rows of a part: what is held in memory, and what a killed process loses.
         resume: go on where an earlier process stopped; with nothing to go on with, begin.
         overwrite: replace a target, at the end.
+        calibration: of raw margins; pairs get `probability` too, that the chosen answer is better.
         progress: called after every chunk.
 
     Returns:
         the last progress.
 
     Raises:
-        DataError: the source cannot be used, the target exists, or parts of it belong to another
-            source or model.
+        DataError: the source cannot be used, the target exists, parts of it belong to another
+            source, model or calibration, or a calibration is for pairs and these are none.
         RewardError: the disk is full, or a score is no number.
         ModelError: the model cannot read these answers.
     """
@@ -99,6 +104,8 @@ def score_parquet(
         )
     check_target(target, resume, overwrite)
     opened = source if isinstance(source, Source) else open_source(source)
+    if calibration is not None:
+        check_pairs(opened)
     if not finished_before(target, resume):
         check_space(target, opened.size())
     parts = Parts(
@@ -108,6 +115,7 @@ def score_parquet(
             "model": model_fingerprint(model),
             "rows": opened.rows,
             "chunk_rows": chunk_rows,
+            "calibration": None if calibration is None else repr(calibration),
         },
     )
     began = time.monotonic()
@@ -121,7 +129,10 @@ def score_parquet(
         for table in opened.tables(rows, chunk_rows):
             found = opened.answers(table)
             scores = score_answers(model, found, batch_tokens)
-            parts.write(number, with_rewards(table, opened, found, scores))
+            written = with_rewards(table, opened, found, scores)
+            if calibration is not None:
+                written = with_probability(written, scores, model, calibration)
+            parts.write(number, written)
             number += 1
             rows += len(table)
             answers += len(found.completions)
@@ -211,6 +222,36 @@ def with_rewards(table: pa.Table, source: Source, answers: Answers, scores: Tens
                 flat = _lists(flat, answers.counts)
             table = table.append_column(name + suffix, flat)
     return table
+
+
+def with_probability(
+    table: pa.Table, scores: Tensor, model: RewardModel, calibration: Calibration
+) -> pa.Table:
+    """Rows of pairs with the calibrated probability that the chosen answer is the better one."""
+    mean = scores.mean(dim=1).double()
+    raw = mean if model.normalisation is None else mean * model.normalisation.std
+    margins = (raw[0::2] - raw[1::2]).numpy()
+    known = ~np.isnan(margins)
+    found = np.full(len(margins), np.nan)
+    found[known] = calibration.apply(margins[known])
+    return table.append_column(PROBABILITY, pa.array(found, pa.float64(), mask=~known))
+
+
+def check_pairs(source: Source) -> None:
+    """Refuse answers that no probability belongs to: a margin is calibrated, not a score.
+
+    Raises:
+        DataError: the rows are no pairs, or have a column of that name.
+    """
+    if source.shape != "pair":
+        raise DataError(
+            f"{source.path}: its rows are single answers, and a calibration is of margins. Fix: "
+            "give pairs (chosen and rejected), or leave --calibrated out."
+        )
+    if PROBABILITY in source.schema.names:
+        raise DataError(
+            f"{source.path} has a column {PROBABILITY!r} already. Fix: rename or drop it."
+        )
 
 
 def model_fingerprint(model: RewardModel) -> str:

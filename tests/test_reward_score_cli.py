@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from io import StringIO
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,6 +84,49 @@ def test_bad_input_is_answered_before_a_model_loads(
     assert run(model, tmp_path / names["source"], tmp_path / names["target"]) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out.parquet.parts").exists()
+
+
+PAIRS = [
+    {"prompt": "Where is it? ", "chosen": "There" + "!" * i, "rejected": "Who knows" + "?" * i}
+    for i in range(7)
+]
+
+
+def test_pairs_get_the_calibrated_probability(model_dir, tmp_path, capsys):
+    from scipy.special import expit
+
+    from reward.calibrate import Isotonic, Temperature, save_calibration
+
+    pq.write_table(
+        pa.Table.from_pylist([*PAIRS, PAIRS[0] | {"chosen": None}]), tmp_path / "p.parquet"
+    )
+    model = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    source, target = tmp_path / "p.parquet", tmp_path / "out.parquet"
+    assert run(model, source, target, "--calibrated") == 4
+    assert "there is no calibration" in " ".join(capsys.readouterr().err.split())
+    save_calibration(model / "uncertainty", Temperature(2.5))
+    raw = RewardModel.load(model, normalise=False)
+    sides = [
+        raw([r["prompt"] for r in PAIRS], [r[k] for r in PAIRS]) for k in ("chosen", "rejected")
+    ]
+    wanted = expit(np.subtract(*sides) / 2.5)
+    assert np.ptp(wanted) > 0.01  # so that a wrong one shows
+    for options in ([], ["--raw"]):  # the scale of the rewards is no matter
+        assert run(model, source, target, "--calibrated", "--overwrite", *options) in (0, None)
+        table = pq.read_table(target)
+        assert table.column_names[-3:] == ["reward_chosen", "reward_rejected", "probability"]
+        found = table["probability"].to_pylist()
+        assert found[:-1] == pytest.approx(wanted, abs=1e-5)
+        assert found[-1] is None
+    save_calibration(model / "uncertainty", Isotonic((-1.0, 1.0), (0.2, 0.8)))
+    for options in (["--calibrated"], []):
+        assert run(model, source, target, "--raw", "--resume", *options) == 3
+        assert "was begun with another calibration" in " ".join(capsys.readouterr().err.split())
+
+
+def test_single_answers_have_no_probability(model_dir, source, tmp_path, capsys):
+    assert run(model_dir, source, tmp_path / "out.parquet", "--calibrated") == 3
+    assert "a calibration is of margins" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_model_without_statistics_is_refused(model_dir, source, tmp_path, capsys):

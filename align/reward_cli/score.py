@@ -37,12 +37,17 @@ def score(
         int, typer.Option(min=1, help="Rows held in memory, and lost by a process that is killed.")
     ] = 4096,
     raw: Annotated[bool, typer.Option("--raw", help="Raw scores, not normalised.")] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option("--calibrated", help="Of pairs: P(chosen is better), as `calibrate` fit."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET.")] = False,
 ) -> None:
     """Score the answers of a Parquet file: all its columns and `reward`, in the order of the file.
 
     Columns are prompt and completion; prompt and completions (a list); or chosen and rejected.
+    With --calibrated pairs get `probability` by the state that `align reward calibrate` saved.
     """
     from reward.pool_parts import check_space, check_target, finished_before
     from reward.pool_source import open_source
@@ -56,11 +61,17 @@ def score(
 
     quiet_libraries()
     from align.stages.rewards import model_problems
+    from reward.calibrate import load_calibration
     from reward.model import RewardModel
-    from reward.pool import score_parquet
+    from reward.pool import check_pairs, score_parquet
+    from reward.posterior_reward import STATE
 
     if problems := model_problems("MODEL", model, statistics=not raw, steps=False):
         raise ConfigError(problems)
+    calibration = None
+    if calibrated:
+        check_pairs(opened)
+        calibration = load_calibration(Path(model) / STATE)
     with showing(opened.rows, err) as progress:
         done = score_parquet(
             RewardModel.load(model, normalise=not raw),
@@ -70,6 +81,7 @@ def score(
             chunk_rows=chunk_rows,
             resume=resume,
             overwrite=overwrite,
+            calibration=calibration,
             progress=progress,
         )
     print(summary(done, target))
