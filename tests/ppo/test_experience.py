@@ -154,6 +154,10 @@ def test_what_is_logged_of_rollouts(made):
         "rollout/length_max": 6.0,
         "value/mean": masked_mean(experience.values, mask).item(),
     }
+    kept = mask.bool()
+    left = (experience.returns - experience.values)[kept].var(unbiased=False)
+    explained = 1 - left / experience.returns[kept].var(unbiased=False)
+    wanted["value/explained_variance"] = explained.item()
     for key, value in wanted.items():
         assert metrics[key] == pytest.approx(value, rel=1e-4), key
     assert metrics["kl/k3"] > 0.01
