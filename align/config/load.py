@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from align.config.stages import StageConfig, TrainingStage
+from align.config.yaml_text import read_value, read_yaml
 from align.errors import ConfigError, Problem
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -73,7 +74,7 @@ def load_config(
         ConfigError: with every problem found: unknown keys, wrong types, bad trainer arguments.
     """
     problems: list[Problem] = []
-    raw = _read_yaml(Path(path)) if path is not None else {}
+    raw = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply_override(raw, override, problems)
     config = check_mapping(stage, raw, problems)
@@ -150,55 +151,6 @@ def trainer_class_of(config: TrainingStage) -> type:
     return _import(config.trainer_class)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice; PyYAML would silently keep the last.
-
-    A key is what is written: `on` is no truth value there, as it would be by YAML 1.1.
-    """
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[str, int] = {}
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-            what = f"`{key.value}` is there twice, in lines {seen[key.value]} and {line}"
-            raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
-        seen[str(key.value)] = line
-        if key.tag == "tag:yaml.org,2002:bool":
-            key.tag = "tag:yaml.org,2002:str"
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise ConfigError([Problem(str(path), "is a folder.", "name a YAML file in it.")])
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        others = sorted(p.name for p in folder.glob("*.y*ml"))
-        near = difflib.get_close_matches(path.name, others, n=1)
-        fix = f"did you mean {folder / near[0]}?" if near else "check the path."
-        raise ConfigError([Problem(str(path), "no such configuration file.", fix)])
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"is not valid YAML ({getattr(error, 'problem', None) or error})."
-        raise ConfigError([Problem(line, what, "mend the file there.")]) from None
-    except OSError as error:
-        raise ConfigError([Problem(str(path), f"cannot be read ({error.strerror}).")]) from None
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        what = f"holds a {type(raw).__name__}, but sections are expected."
-        raise ConfigError([Problem(str(path), what, "start with `model:` and `data:`.")])
-    return raw
-
-
 def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
@@ -207,7 +159,7 @@ def _apply_override(raw: dict[str, Any], override: str, problems: list[Problem])
         )
         return
     try:
-        value = yaml.load(text, Loader=_Loader) if text else None  # a SafeLoader
+        value = read_value(text) if text else None
     except yaml.constructor.ConstructorError as error:
         problems.append(Problem(key, f"{error.problem}."))
         return

@@ -7,9 +7,10 @@ stage does not read: each stage lists its own sections in `align.config.stages`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from align.config.augment import Augmentations, BalanceSection
 from align.config.base import Section as Section
@@ -46,6 +47,16 @@ class ModelSection(Section):
     freeze: list[str] = Field(default_factory=list)  # regular expressions on parameter names
     trust_remote_code: bool = False
     prefix_sharing: Sharing = "auto"  # on: wherever it is right; auto: where it should be faster
+
+    @field_validator("freeze")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
 
 
 class SourceSection(Section):

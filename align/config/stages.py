@@ -92,6 +92,20 @@ class RewardStage(TrainingStage):
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     normalisation: NormalisationSection = Field(default_factory=NormalisationSection)
 
+    @model_validator(mode="after")
+    def _trainer_fits(self) -> Self:
+        if self.objective.kind != "pairs" and self.trainer.get("center_rewards_coefficient"):
+            raise ValueError(
+                "trainer.center_rewards_coefficient centres the two answers of a pair, and "
+                f"objective.kind is {self.objective.kind}; leave it out"
+            )
+        if not self.objective.plain and self.trainer.get("label_smoothing_factor"):
+            raise ValueError(
+                "trainer.label_smoothing_factor is of TRL's own loss; for this objective set "
+                "objective.label_smoothing"
+            )
+        return self
+
 
 class DPOStage(TrainingStage):
     """`align dpo`."""

@@ -25,6 +25,52 @@ forget_rewards = fixtures.forget_rewards
 
 THINGS = ["a lamp", "a chair", "the door", "my order", "a parcel", "the bill", "an account"]
 PLACES = ["in Oslo", "at home", "on the roof", "by the sea"]
+QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
+
+
+@pytest.fixture
+def continual(world, tmp_path):
+    """`continual(**sections)`: the arguments of a command on a configuration of its own."""
+
+    def write(folder: str = "run", **sections: Any) -> list[str]:
+        held = {"validation_fraction": 0.0, "test_fraction": 0.4}
+        given: dict[str, Any] = {
+            "run": {"dir": str(tmp_path / folder), "seed": 3},
+            "model": {"path": str(world.model)},
+            "tasks": [
+                {
+                    "name": "preferences",
+                    "stage": "dpo",
+                    "settings": {
+                        "data": {"train": str(world.prefs), **held},
+                        "trainer": {**QUICK, "learning_rate": 1e-2},
+                        "tracking": {"report_to": ["none"]},
+                    },
+                    "measure": {"kind": "preference"},
+                },
+                {
+                    "name": "answers",
+                    "stage": "sft",
+                    "settings": {
+                        "data": {"train": str(world.sft), **held},
+                        "trainer": {**QUICK, "learning_rate": 1e-2},
+                        "tracking": {"report_to": ["none"]},
+                    },
+                },
+            ],
+            "others": [{"name": "chat", "data": str(world.chat), "rows": 5}],
+            "arms": {
+                "naive": [],
+                "replay": [{"type": "replay", "strength": 1.0, "data": "earlier"}],
+            },
+            "seeds": [0, 1],
+        }
+        given |= sections
+        file = tmp_path / f"{folder}.yaml"
+        file.write_text(yaml.safe_dump(given))
+        return ["continual", str(file)]
+
+    return write
 
 
 @pytest.fixture

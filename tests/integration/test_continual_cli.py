@@ -8,71 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
-import yaml
 from safetensors.torch import load_file
-
-from align.continual import loop
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
-
-
-@pytest.fixture
-def config(world, tmp_path):
-    """`config(**sections)`: the arguments of a command on a configuration of its own."""
-
-    def write(folder: str = "run", **sections: Any) -> list[str]:
-        held = {"validation_fraction": 0.0, "test_fraction": 0.4}
-        given: dict[str, Any] = {
-            "run": {"dir": str(tmp_path / folder), "seed": 3},
-            "model": {"path": str(world.model)},
-            "tasks": [
-                {
-                    "name": "preferences",
-                    "stage": "dpo",
-                    "settings": {
-                        "data": {"train": str(world.prefs), **held},
-                        "trainer": {**QUICK, "learning_rate": 1e-2},
-                        "tracking": {"report_to": ["none"]},
-                    },
-                    "measure": {"kind": "preference"},
-                },
-                {
-                    "name": "answers",
-                    "stage": "sft",
-                    "settings": {
-                        "data": {"train": str(world.sft), **held},
-                        "trainer": {**QUICK, "learning_rate": 1e-2},
-                        "tracking": {"report_to": ["none"]},
-                    },
-                },
-            ],
-            "others": [{"name": "chat", "data": str(world.chat), "rows": 5}],
-            "arms": {
-                "naive": [],
-                "replay": [{"type": "replay", "strength": 1.0, "data": "earlier"}],
-            },
-            "seeds": [0, 1],
-        }
-        given |= sections
-        file = tmp_path / f"{folder}.yaml"
-        file.write_text(yaml.safe_dump(given))
-        return ["continual", str(file)]
-
-    return write
 
 
 def story_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "continual.json").read_text())
 
 
-def test_two_tasks_two_arms_two_seeds_and_a_report(config, cli, tmp_path):
-    dry = cli(*config(), "--dry-run")
+def test_two_tasks_two_arms_two_seeds_and_a_report(continual, cli, tmp_path):
+    dry = cli(*continual(), "--dry-run")
     assert dry.code == 0, dry.text
     assert "6 trainings to do" in dry.text  # the first task once a seed
     assert not (tmp_path / "run").exists()
-    result = cli(*config())
+    result = cli(*continual())
     assert result.code == 0, result.text
     run = tmp_path / "run"
     story = story_of(run)
@@ -103,66 +54,7 @@ def test_two_tasks_two_arms_two_seeds_and_a_report(config, cli, tmp_path):
     assert "heat-6" in html
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_alike(config, cli, tmp_path, monkeypatch):
-    arms = {"replay": [{"type": "replay", "strength": 1.0, "data": "earlier"}]}
-    given = {"arms": arms, "seeds": [0]}
-    assert cli(*config("whole", **given)).code == 0
-    real, seen = loop.measure_models, []
-
-    def killed(*arguments: Any) -> Any:
-        seen.append(arguments)
-        if len(seen) == 2:  # the first task is trained, and not measured
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    arguments = config("cut", **given)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "measure_models", killed)
-        assert cli(*arguments).code != 0
-    trained = tmp_path / "cut/shared/seed-0/01-preferences/run.json"
-    before = trained.stat().st_mtime_ns
-    again = cli(*arguments, "--resume")
-    assert again.code == 0, again.text
-    assert trained.stat().st_mtime_ns == before  # not trained again
-    whole, cut = story_of(tmp_path / "whole"), story_of(tmp_path / "cut")
-    assert cut["arms"]["replay"]["matrix"] == whole["arms"]["replay"]["matrix"]
-
-
-def test_a_run_that_was_stopped_inside_a_task_goes_on_inside_it(config, cli, tmp_path, monkeypatch):
-    def given(folder: str) -> list[str]:
-        arguments = config(folder, arms={"naive": []}, seeds=[0])
-        file = Path(arguments[1])
-        made = yaml.safe_load(file.read_text())
-        made["tasks"][0]["settings"]["trainer"] |= {"save_steps": 1, "max_steps": 3}
-        file.write_text(yaml.safe_dump(made))
-        return arguments
-
-    steps: list[int] = []
-    real = transformers.Trainer.training_step
-
-    def counted(trainer: Any, *arguments: Any, **more: Any) -> Any:
-        steps.append(trainer.state.global_step)
-        if len(steps) == stop:
-            raise KeyboardInterrupt
-        return real(trainer, *arguments, **more)
-
-    monkeypatch.setattr(transformers.Trainer, "training_step", counted)
-    stop = 0  # never
-    assert cli(*given("whole")).code == 0
-    assert steps == [0, 1, 2, 0, 1]
-    steps.clear()
-    stop = 3
-    assert cli(*given("cut")).code != 0
-    steps.clear()
-    stop = 0
-    again = cli(*given("cut"), "--resume")
-    assert again.code == 0, again.text
-    assert steps == [2, 0, 1]  # two steps of the first task are not made again
-    whole, cut = story_of(tmp_path / "whole"), story_of(tmp_path / "cut")
-    assert cut["arms"]["naive"]["matrix"] == whole["arms"]["naive"]["matrix"]
-
-
-def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, world, tmp_path):
+def test_rewards_of_answers_are_measured_by_functions_and_models(continual, cli, world, tmp_path):
     (tmp_path / "tiny_length.py").write_text(
         "def length(prompts, completions, place, **columns):\n"
         "    return [len(text) / 10 for text in completions]\n"
@@ -170,7 +62,7 @@ def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, wo
     reward = {"kind": "reward", "data": str(world.prompts), "rows": 6, "max_new_tokens": 4}
     others = [{"name": "length", **reward, "reward": "tiny_length:length"}]
     given = {"others": others, "arms": {"naive": []}, "seeds": [0]}
-    result = cli(*config(**given))
+    result = cli(*continual(**given))
     assert result.code == 0, result.text
     found = json.loads((tmp_path / "run/start.json").read_text())["length"]
     assert len(found["raw"]) == 6
@@ -179,12 +71,12 @@ def test_rewards_of_answers_are_measured_by_functions_and_models(config, cli, wo
     assert "change of length" in story["arms"]["naive"]["figures"]
 
     missing = [{"name": "length", "data": str(world.prompts), "kind": "reward"}]
-    result = cli(*config("other", others=missing))
+    result = cli(*continual("other", others=missing))
     assert result.code == 2
     assert "reward is missing" in result.text
 
 
-def test_a_task_answers_with_its_own_adapter(config, cli, tmp_path):
+def test_a_task_answers_with_its_own_adapter(continual, cli, tmp_path):
     """Apart: nothing is lost; progressive: the same, on the adapters before; others: the trunk."""
     kwargs = {"r": 4, "target_modules": "all-linear"}
     apart = {"type": "adapters", "kwargs": kwargs}
@@ -194,7 +86,7 @@ def test_a_task_answers_with_its_own_adapter(config, cli, tmp_path):
         "progressive": [apart | {"mode": "progressive"}],
         "late": [apart | {"from": 2}],
     }
-    result = cli(*config(arms=arms, seeds=[0]))
+    result = cli(*continual(arms=arms, seeds=[0]))
     assert result.code == 0, result.text
     run = tmp_path / "run"
     story = story_of(run)
@@ -224,7 +116,7 @@ def test_a_task_answers_with_its_own_adapter(config, cli, tmp_path):
         ).is_file()
 
 
-def test_what_an_adapter_stands_on_stays(config, cli, world, tmp_path):
+def test_what_an_adapter_stands_on_stays(continual, cli, world, tmp_path):
     """LoRA tasks under `keep: last`: each is an adapter on the one before."""
     tasks = []
     for number in range(3):
@@ -235,14 +127,14 @@ def test_what_an_adapter_stands_on_stays(config, cli, world, tmp_path):
             "tracking": {"report_to": ["none"]},
         }
         tasks.append({"name": f"t{number}", "settings": settings})
-    result = cli(*config(tasks=tasks, arms={"naive": []}, seeds=[0]))
+    result = cli(*continual(tasks=tasks, arms={"naive": []}, seeds=[0]))
     assert result.code == 0, result.text
     run = tmp_path / "run"
     assert (run / "shared/seed-0/01-t0/model/adapter_config.json").is_file()
     assert (run / "arms/naive/seed-0/02-t1/model/adapter_config.json").is_file()
 
 
-def test_adapters_apart_all_start_from_the_model_as_it_is_named(config, cli, world, tmp_path):
+def test_adapters_apart_all_start_from_the_model_as_it_is_named(continual, cli, world, tmp_path):
     bare = Path(shutil.copytree(world.model, tmp_path / "bare"))
     (bare / "chat_template.jinja").unlink(missing_ok=True)
     tasks = []
@@ -255,11 +147,11 @@ def test_adapters_apart_all_start_from_the_model_as_it_is_named(config, cli, wor
         tasks.append({"name": name, "settings": settings})
     model = {"path": str(bare), "chat_template": "chatml"}
     arms = {"apart": [{"type": "adapters"}]}
-    result = cli(*config(model=model, tasks=tasks, arms=arms, seeds=[0]))
+    result = cli(*continual(model=model, tasks=tasks, arms=arms, seeds=[0]))
     assert result.code == 0, result.text
 
 
-def test_prompts_find_their_adapter(config, cli, tmp_path):
+def test_prompts_find_their_adapter(continual, cli, tmp_path):
     texts, tasks = {"digits": "12 34 56 {}?", "letters": "Who lives in the north {}?"}, []
     for name, text in texts.items():
         file = tmp_path / f"{name}.jsonl"
@@ -270,7 +162,7 @@ def test_prompts_find_their_adapter(config, cli, tmp_path):
         settings = {"data": data, "trainer": trainer, "tracking": {"report_to": ["none"]}}
         tasks.append({"name": name, "settings": settings})
     arm = [{"type": "adapters", "route": "prompt", "kwargs": {"target_modules": "all-linear"}}]
-    result = cli(*config(tasks=tasks, arms={"routed": arm}, seeds=[0]))
+    result = cli(*continual(tasks=tasks, arms={"routed": arm}, seeds=[0]))
     assert result.code == 0, result.text
     place = tmp_path / "run/arms/routed/seed-0"
     after = [json.loads((place / f"after-0{n}.json").read_text()) for n in (1, 2)]
@@ -280,12 +172,12 @@ def test_prompts_find_their_adapter(config, cli, tmp_path):
     assert letters[0] != letters[1] != letters[2]  # the only adapter, then its own
     assert set(load_file(place / "router.safetensors")) == set(texts)
     (place / "router.safetensors").unlink()  # killed between the measure and the router
-    again = cli(*config(tasks=tasks, arms={"routed": arm}, seeds=[0]), "--resume")
+    again = cli(*continual(tasks=tasks, arms={"routed": arm}, seeds=[0]), "--resume")
     assert again.code == 0, again.text
     assert set(load_file(place / "router.safetensors")) == set(texts)
 
 
-def test_every_fault_at_once_and_by_name(config, cli, world):
+def test_every_fault_at_once_and_by_name(continual, cli, world):
     task = {
         "name": "answers",
         "stage": "sft",
@@ -298,7 +190,7 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
     other = {"name": "more", "stage": "dpo", "settings": {"dat": {}, "peft": {"method": "lora"}}}
     adapters = {"type": "adapters", "mod": "apart", "from": 3}
     result = cli(
-        *config(
+        *continual(
             tasks=[task, task, other],
             others=[{"name": "tax"}],
             arms={"a/b": [{"type": "ewcc", "strength": 1.0, "from": 0}], "c": [adapters] * 2}
@@ -325,20 +217,20 @@ def test_every_fault_at_once_and_by_name(config, cli, world):
         assert words in result.text, words
 
 
-def test_faults_of_an_arms_adapters_are_named_in_the_arm(config, cli, world):
+def test_faults_of_an_arms_adapters_are_named_in_the_arm(continual, cli, world):
     task = {"name": "answers", "settings": {"data": {"train": str(world.sft)}}}
     for kwargs, words in (
         ({"rr": 2}, "arms.own: adapters.kwargs: lora refuses them"),
         ({"target_modules": ["q_prj"]}, "no module 'q_prj'. Fix: did you mean q_proj?"),
     ):
         arms = {"own": [{"type": "adapters", "kwargs": kwargs}]}
-        result = cli(*config(tasks=[task], others=[], arms=arms, seeds=[0]))
+        result = cli(*continual(tasks=[task], others=[], arms=arms, seeds=[0]))
         assert result.code == 2, result.text
         assert words in result.text
         assert "tasks.0.settings.peft" not in result.text
 
 
-def test_a_routed_arm_reads_every_tasks_prompts_first(config, cli, world, tmp_path):
+def test_a_routed_arm_reads_every_tasks_prompts_first(continual, cli, world, tmp_path):
     gone = tmp_path / "gone.jsonl"
     measure = {"data": str(world.sft)}
     tasks = [
@@ -346,17 +238,17 @@ def test_a_routed_arm_reads_every_tasks_prompts_first(config, cli, world, tmp_pa
         for name, path in (("here", world.sft), ("there", gone))
     ]
     arms = {"routed": [{"type": "adapters", "route": "prompt"}]}
-    result = cli(*config(tasks=tasks, others=[], arms=arms, seeds=[0]), "--dry-run")
+    result = cli(*continual(tasks=tasks, others=[], arms=arms, seeds=[0]), "--dry-run")
     assert result.code != 0
     assert "gone.jsonl" in result.text
 
 
-def test_a_task_without_held_out_rows_says_what_to_do(config, cli, world):
+def test_a_task_without_held_out_rows_says_what_to_do(continual, cli, world):
     task = {
         "name": "answers",
         "settings": {"data": {"train": str(world.sft), "validation_fraction": 0.0}},
     }
-    result = cli(*config(tasks=[task], others=[], seeds=[0]))
+    result = cli(*continual(tasks=[task], others=[], seeds=[0]))
     assert result.code != 0
     assert "answers: its own data has no held-out rows" in result.text
     assert "data.test_fraction" in result.text
