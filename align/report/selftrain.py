@@ -121,6 +121,8 @@ def _kept(kept: Json) -> str:
     threshold, hinted = number(kept.get("threshold")), number(kept.get("hinted")) or 0
     said += f", reward {threshold:.3g} or more" if threshold is not None else ""
     said += f", {hinted:.0f} with a hint" if hinted else ""
+    if (able := number(kept.get("usable"))) is not None and able < drawn:
+        said += f", {drawn - able:.0f} cut off or empty"
     earlier = number(kept.get("earlier")) or 0
     return said + (f"; {earlier:.0f} of earlier rounds" if earlier else "")
 

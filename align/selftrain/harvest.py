@@ -89,6 +89,36 @@ def unanswered(samples: Sequence[Sample], questions: int, threshold: float) -> l
     return [place for place in range(questions) if place not in solved]
 
 
+def why_nothing(harvest: Mapping[str, Any]) -> str:
+    """Why a round has nothing to train on, by what harvest.json counts."""
+    drawn, able = harvest["drawn"], harvest["usable"]
+    said = [f"no answer of {drawn} was kept"]
+    if able < drawn:
+        said.append(unusable(harvest))
+    if able:
+        limit = harvest["threshold"]
+        few = f"{able} could be" if able < drawn else "all could be"
+        said.append(
+            f"{few}, and none of them has a reward of {limit:g} or more"
+            if limit is not None
+            else f"{few}, and no question has two whose rewards are far enough apart"
+        )
+    if harvest["solved"] and harvest["threshold"] is not None:
+        solved = f"{harvest['solved']} of {harvest['questions']} questions were solved"
+        said.append(f"{solved}, but by answers that are never kept")
+    fix = ". Fix: raise rollout.max_new_tokens" if 2 * harvest.get("cut", 0) > drawn else ""
+    return f"nothing to train on: {'; '.join(said)}{fix}"
+
+
+def unusable(harvest: Mapping[str, Any]) -> str:
+    """How many answers cannot be trained on, and why."""
+    lost = harvest["drawn"] - harvest["usable"]
+    cut = harvest.get("cut")  # of runs that began with an older version: unknown
+    if cut is None or 0 < cut < lost:
+        return f"{lost} were cut off or empty" + (f" ({cut} cut off)" if cut else "")
+    return f"{lost} were {'cut off at rollout.max_new_tokens' if cut else 'empty'}"
+
+
 def with_hint(prompt: Text, hint: str, columns: Mapping[str, Any]) -> Text:
     """A question with its answer shown, for STaR's rationalisation.
 

@@ -30,7 +30,9 @@ from align.selftrain.harvest import (
     keep_pairs,
     sft_row,
     unanswered,
+    unusable,
     usable,
+    why_nothing,
     with_hint,
 )
 from align.selftrain.rounds import (
@@ -78,10 +80,12 @@ class PolicyRounds:
             self._harvested(here, plan, self._drawn(here, plan))
         found = here.read("harvest") or {}
         if not found["rows"]:
-            why = f"nothing to train on: no answer of {found['drawn']} was kept"
+            why = why_nothing(found)
             self.say(f"round {here.number}: {why}")
             empty = {"round": here.number, "promoted": False, "why": why, "rows": 0, "scores": []}
             return here.write("measure", empty | {"value": None, "gain": None, "logged": {}})
+        if 2 * found.get("cut", 0) > found["drawn"]:
+            self.say(f"round {here.number}: {unusable(found)} of {found['drawn']} answers")
         model = self.learner.fit(plan["start"], here.train, here.fit, self.seed + here.number)
         return self._measured(here, str(model), found)
 
@@ -195,6 +199,7 @@ class PolicyRounds:
                 "drawn": len(samples),
                 "questions": len(places),
                 "usable": sum(map(usable, samples)),
+                "cut": sum(not one.finished for one in samples),
                 "mean": float(np.mean(scores)),
                 "threshold": threshold,
                 "solved": len(solved),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.config import DPOStage, EvaluateStage, PPOStage, SFTStage, load_config
+from align.config import DPOStage, EvaluateStage, PPOStage, RewardStage, SFTStage, load_config
 from align.config.load import check_trainer_args, resolve_trainer_args, trainer_class_of
 from align.errors import ConfigError
 
@@ -26,6 +26,28 @@ def file(tmp_path):
         return path
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.freeze=['layers.[0-9']", "model.freeze: .*'layers.[0-9' is no regular expression"),
+        (
+            "trainer.center_rewards_coefficient=0.01",
+            "center_rewards_coefficient centres the two answers of a pair, and objective.kind is "
+            "rankings",
+        ),
+        ("trainer.label_smoothing_factor=0.1", "set objective.label_smoothing"),
+    ],
+)
+def test_what_a_reward_model_cannot_use_is_refused_before_the_run(override, expected, file):
+    given = ["objective.kind=rankings", override]
+    said = " ".join(problems(RewardStage, file(), given).split())
+    for words in expected.split(" .*"):
+        assert words in said
+    if "trainer" in override:
+        load_config(RewardStage, file(), [given[0], override.split("=")[0] + "=0.0"])
+        load_config(RewardStage, file(), [override])  # pairs by Bradley-Terry can use both
 
 
 def test_a_missing_file_offers_the_nearest_name(file, tmp_path):

@@ -30,7 +30,8 @@ POLICY = {
             0.6,
             0.2,
             why="the gain's interval lies above 0",
-            harvest={"drawn": 400, "kept": 120, "threshold": 1.0, "hinted": 7, "earlier": 30},
+            harvest={"drawn": 400, "kept": 120, "threshold": 1.0, "hinted": 7, "earlier": 30}
+            | {"usable": 390},
             examples=[{"prompt": EVIL, "answers": ["2+2=4"], "why": "score 1"}],
         ),
         made(2, 0.61, 0.01, promoted=False, why="the gain's interval holds 0"),
@@ -88,7 +89,7 @@ def test_a_policy_s_rounds(page):
         "STaR: trained on its own right answers.",
         "gain: the last round was not promoted",
         "In use: round 1",
-        "120 of 400 answers, reward 1 or more, 7 with a hint; 30 of earlier rounds",
+        "120 of 400 answers, reward 1 or more, 7 with a hint, 10 cut off or empty; 30 of earlier rounds",
         "yes: the gain&#39;s interval lies above 0",
         "no: nothing to train on",
         "Score of each round",

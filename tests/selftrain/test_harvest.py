@@ -14,8 +14,12 @@ from align.selftrain.harvest import (
     keep_pairs,
     sft_row,
     unanswered,
+    unusable,
+    why_nothing,
     with_hint,
 )
+
+HARVEST = {"drawn": 96, "usable": 3, "cut": 93, "solved": 12, "questions": 24, "threshold": 1.0}
 
 SAMPLES = st.lists(
     st.builds(
@@ -30,6 +34,40 @@ SAMPLES = st.lists(
 
 # The first draw of a process reads constants from every module that is loaded.
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "fix"),
+    [
+        (
+            {},
+            "no answer of 96 was kept; 93 were cut off at rollout.max_new_tokens; 3 could be, and "
+            "none of them has a reward of 1 or more; 12 of 24 questions were solved, but by "
+            "answers that are never kept",
+            True,
+        ),
+        (
+            {"usable": 96, "cut": 0, "solved": 0},
+            "no answer of 96 was kept; all could be, and none of them has a reward of 1 or more",
+            False,
+        ),
+        (
+            {"usable": 2, "cut": 40, "threshold": None},
+            "no answer of 96 was kept; 94 were cut off or empty (40 cut off); 2 could be, and no "
+            "question has two whose rewards are far enough apart",
+            False,
+        ),
+        ({"usable": 0, "cut": 0, "solved": 0}, "no answer of 96 was kept; 96 were empty", False),
+    ],
+)
+def test_why_a_round_has_nothing_to_train_on(counts, words, fix):
+    end = ". Fix: raise rollout.max_new_tokens" if fix else ""
+    assert why_nothing(HARVEST | counts) == f"nothing to train on: {words}{end}"
+
+
+def test_an_older_harvest_does_not_say_which_were_cut_off():
+    before = {name: value for name, value in HARVEST.items() if name != "cut"}
+    assert unusable(before) == "93 were cut off or empty"
 
 
 @PROPERTY
