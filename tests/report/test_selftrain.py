@@ -89,7 +89,8 @@ def test_a_policy_s_rounds(page):
         "STaR: trained on its own right answers.",
         "gain: the last round was not promoted",
         "In use: round 1",
-        "120 of 400 answers, reward 1 or more, 7 with a hint, 10 cut off or empty; 30 of earlier rounds",
+        "120 of 400 answers, reward 1 or more, 7 with a hint, 10 cut off or empty; "
+        "30 of earlier rounds",
         "yes: the gain&#39;s interval lies above 0",
         "no: nothing to train on",
         "Score of each round",
