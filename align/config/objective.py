@@ -37,9 +37,7 @@ class ObjectiveSection(Section):
     contrastive: float = Field(default=0.0, ge=0)  # weight of the term on embeddings
     generative: float = Field(default=0.0, ge=0)  # weight of the chosen answer's likelihood
     length: float = Field(default=0.0, ge=0)  # weight of |correlation with length|
-    patience: int | None = Field(
-        default=None, ge=1
-    )  # evaluations without a better eval_loss
+    patience: int | None = Field(default=None, ge=1)  # evaluations without a better eval_loss
 
     @model_validator(mode="after")
     def _check(self) -> Self:

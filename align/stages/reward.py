@@ -69,8 +69,8 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         lambda: check_unquantised(config),
         lambda: check_order(config),
     )
-    patience = {} if config.objective.patience is None else EARLY
-    args = trainer_args(config, run, **DEFAULTS | patience)
+    patience = config.objective.patience
+    args = trainer_args(config, run, **DEFAULTS | (EARLY if patience else {}))
     plain = config.objective.plain
     if config.data.labels != "majority" and plain:
         refuse_soft_labels(args)
@@ -94,6 +94,14 @@ def run(config: RewardStage, run: Run, *, resume: bool = False, dry_run: bool = 
         if config.objective.patience:
             raise ConfigError([Problem("objective.patience", NO_VALIDATION, "set a fraction.")])
         args.eval_strategy = "no"
+    if patience is not None and never_ends(args, patience):
+        said = (
+            f"objective.patience={patience} cannot end this training early: it is evaluated "
+            f"once an epoch, and has {args.num_train_epochs:g}. Fix: trainer.eval_strategy=steps "
+            "with eval_steps and save_strategy=steps, or more trainer.num_train_epochs."
+        )
+        run.warn(said)
+        console.print(f"warning: {said}", highlight=False)
     prompts = normalisation_prompts(
         (data.validation or data.train)["prompt"], tokenizer, policy, config.normalisation
     )
@@ -133,7 +141,7 @@ DEFAULTS = {  # a second epoch overfits; folds, members, `align active` and `sel
     "eval_strategy": "epoch",
     "learning_rate": 1e-5,
 }
-EARLY = {  # patience watches the held-out log-loss, and the best weights are kept
+EARLY = {  # patience watches the whole held-out objective, and the best weights are kept
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
@@ -141,6 +149,12 @@ EARLY = {  # patience watches the held-out log-loss, and the best weights are ke
     "restore_callback_states_from_checkpoint": True,  # how long nothing got better
 }
 NO_VALIDATION = "needs held-out data, and data.validation_fraction is 0."
+
+
+def never_ends(args: Any, patience: int) -> bool:
+    """Whether a training has too few evaluations for so much patience to run out."""
+    by_epoch = str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "epoch"
+    return by_epoch and args.max_steps <= 0 and args.num_train_epochs <= patience + 1
 
 
 def check_unquantised(config: RewardStage) -> None:

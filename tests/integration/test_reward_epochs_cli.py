@@ -65,3 +65,21 @@ def test_rounds_of_active_learning_and_of_self_training(world, tmp_path):
     assert steps(tmp_path / "active" / "reward") == EPOCH
     RewardEnsemble(given, count=1).fit(world.prefs, tmp_path / "selftrain")
     assert steps(tmp_path / "selftrain" / "member-0") == EPOCH
+
+
+@pytest.mark.parametrize(
+    ("trainer", "warned"),
+    [
+        ({}, True),
+        ({"num_train_epochs": 2}, True),
+        ({"num_train_epochs": 3}, False),
+        ({"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}, False),
+        ({"max_steps": 40}, False),
+    ],
+)
+def test_patience_that_cannot_run_out_is_told(stage, cli, world, trainer, warned):
+    data = {"train": str(world.prefs), "validation_fraction": 0.3}
+    more = {"data": data, "trainer": SETTINGS | trainer, "objective": {"patience": 1}}
+    result = cli(*stage("reward", "--dry-run", **more))
+    assert result.code == 0, result.text
+    assert ("objective.patience=1 cannot end this training early" in result.text) == warned
