@@ -101,7 +101,7 @@ class ReadResult:
             "bad_rows='quarantine'."
         )
 
-    def write_quarantine(self, path: Path) -> bool:
+    def write_quarantine(self, path: str | Path) -> bool:
         """Write the bad rows as JSON lines with file, line, reason and row; whether any were.
 
         Raises:
@@ -109,6 +109,7 @@ class ReadResult:
         """
         if not self.bad:
             return False
+        path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ def test_quarantine_file_holds_row_and_reason(save, tmp_path):
     bad = ROW | {"response_a": "\ud800"}
     text = json.dumps(ROW) + "\n" + json.dumps(bad) + "\n{oops\n"
     read = read_feedback(save("x.jsonl", text), bad_rows="quarantine")
-    assert read.write_quarantine(tmp_path / "deep" / "q.jsonl")
+    assert read.write_quarantine(str(tmp_path / "deep" / "q.jsonl"))  # as docs/formats.md does
     lines = [json.loads(line) for line in (tmp_path / "deep" / "q.jsonl").open(encoding="utf-8")]
     assert [(line["line"], line["reason"]) for line in lines] == [
         (2, "not valid Unicode"),
