@@ -48,4 +48,4 @@ def main(model: str, prompts_file: str, learning_rate: float = 1e-4) -> list[flo
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

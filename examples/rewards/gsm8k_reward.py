@@ -38,4 +38,6 @@ def main(path: str, most: int = 200) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(sys.argv[1])

@@ -1,7 +1,7 @@
 """A language model as judge, over any OpenAI-compatible URL (vLLM, llama.cpp, a provider).
 
     vllm serve MODEL                                   # or any other such server
-    python examples/rewards/judge_reward.py http://127.0.0.1:8000/v1 MODEL
+    python examples/rewards/judge_reward.py http://127.0.0.1:8000/v1 MODEL [API_KEY_ENV]
 
 In YAML; completions of one prompt are compared with each other, in both orders:
 
@@ -40,4 +40,6 @@ def main(url: str, model: str, api_key_env: str | None = None) -> dict[str, list
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

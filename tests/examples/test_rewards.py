@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -30,6 +32,18 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    "file", ["rewards/gsm8k_reward.py", "rewards/judge_reward.py", "custom_reward_loop.py"]
+)
+def test_what_needs_arguments_says_which(file):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"python examples/{file} " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_async_reward():
