@@ -98,9 +98,7 @@ def newest(run: Path) -> int:
 
 @pytest.mark.timeout(3600)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(start, tmp_path):
-    began = time.monotonic()
     finished(start("straight"), tmp_path / "straight.log")
-    whole = time.monotonic() - began
     straight = load_file(tmp_path / "straight/model/model.safetensors")
     assert trained(tmp_path / "straight") == list(range(1, STEPS + 1))
     where = random.Random(0)
@@ -109,10 +107,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(start, tmp_path):
         name, saving = f"killed{trial}", SAVING[trial % 2]
         run = tmp_path / name
         process = start(name, *saving)
-        # Training is the second half: before it, models are loaded.
-        time.sleep(whole * where.uniform(0.4, 0.95))
+        step = where.randrange(STEPS)  # 0: while models are loaded, or in the first rollout
+        while process.poll() is None and not (
+            len(trained(run)) >= step and (run / "run.json").exists()
+        ):
+            time.sleep(0.01)
+        time.sleep(where.uniform(0.0, 0.4))  # a rollout, some steps, or a checkpoint being written
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        code = process.wait()
         before, kept = trained(run), newest(run)
         reached = max(before, default=0)
         if saving:
@@ -120,13 +122,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(start, tmp_path):
         else:
             assert kept % UPDATE == 0, name
             assert kept or reached <= UPDATE, name  # the first update was saved
-        resumed_from.append(kept)
-        whole *= 1 if kept else 1.5  # the machine is busier than it was
-        begun = (run / "run.json").exists()  # not under load: `whole` is then too short
-        finished(start(name, *saving, resume=begun), tmp_path / f"{name}.log")
+        if code == -signal.SIGKILL:
+            resumed_from.append(kept)
+        finished(start(name, *saving, resume=True), tmp_path / f"{name}.log")
         # Nothing that a checkpoint holds is trained again, and nothing is left out.
         assert trained(run)[len(before) :] == list(range(kept + 1, STEPS + 1)), name
         weights = load_file(run / "model/model.safetensors")
         assert all(torch.equal(straight[n], weights[n]) for n in straight), name
-        print(f"{name}: killed after step {reached}, went on from {kept}")
+        print(f"{name}: ended {code} after step {reached}, went on from {kept}")
     assert any(resumed_from), "no kill came after a checkpoint: the test proves nothing"
