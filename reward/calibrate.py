@@ -99,7 +99,8 @@ def fit_temperature(margins: Numbers, labels: Numbers | None = None) -> Temperat
     if not (np.abs(m) * np.where(m > 0, 1 - y, y)).mean() > 0:
         raise DataError(
             f"all {m.size} pairs are ranked right, so the likeliest temperature is 0. Fix: give "
-            "more held-out pairs, and none that the model was trained on."
+            "more held-out pairs, none of which the model was trained on; or fit isotonic "
+            "(--method isotonic), which needs no wrong one."
         )
     typical = float(np.abs(m[m != 0]).mean())  # a scale of 1 / typical gives margins of about 1
     log = optimize.brentq(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from reward.calibrate import Calibration
+    from reward.calibration_check import CalibrationCheck
     from reward.model import RewardModel
     from reward.statistics import Interval
 
@@ -51,7 +53,7 @@ def calibrate(
 ) -> None:
     """Fit a reward model's calibration on labelled pairs, and measure it on others of them.
 
-    The state is saved in MODEL/uncertainty.
+    The state is saved in MODEL/uncertainty. Where no curve can be fitted, --laplace still is.
     """
     from align.quiet import quiet_libraries
 
@@ -88,9 +90,29 @@ def calibrate(
         margins = ((chosen - rejected).double() @ weight).numpy()
     else:
         margins = margins_of(scorer, rows)
-    calibration, check = check_calibration(
-        margins, method, groups=prompts, fraction=fraction, seed=seed, bins=bins
-    )
+    try:
+        calibration, check = check_calibration(
+            margins, method, groups=prompts, fraction=fraction, seed=seed, bins=bins
+        )
+    except DataError as error:
+        if chosen is None:
+            raise
+        # A Laplace posterior needs no curve, and the pairs that trained the model will do for it.
+        err.print(f"no calibration was fitted: {error}", markup=False, highlight=False)
+    else:
+        tell(method, calibration, check)
+        print(save_calibration(folder, calibration, check.as_dict()))
+        if html is not None:
+            state = {"method": method, "measured": check.as_dict()}
+            with saving(html) as place:
+                place.write_text(page(state, scorer.name), encoding="utf-8")
+            print(html)
+    if chosen is not None and rejected is not None:
+        print(fit_laplace(scorer, chosen, rejected, fit, folder))
+
+
+def tell(method: str, calibration: Calibration, check: CalibrationCheck) -> None:
+    """Print what was fitted, and what it does to pairs that the fit has not seen."""
     print(f"{method}: fitted on {check.fitted} pairs, measured on {check.pairs} others")
     if hasattr(calibration, "temperature"):
         print(f"temperature {calibration.temperature:.4g}")
@@ -99,14 +121,6 @@ def calibrate(
             f"{name:<6} ECE {in_words(part.ece)}, {part.expected:.4f} if it were calibrated; "
             f"log-loss {in_words(part.log_loss)}"
         )
-    print(save_calibration(folder, calibration, check.as_dict()))
-    if html is not None:
-        state = {"method": method, "measured": check.as_dict()}
-        with saving(html) as place:
-            place.write_text(page(state, scorer.name), encoding="utf-8")
-        print(html)
-    if chosen is not None and rejected is not None:
-        print(fit_laplace(scorer, chosen, rejected, fit, folder))
 
 
 def read_pairs(data: str, limit: int | None = None, bad_rows: str = "strict") -> list[Row]:

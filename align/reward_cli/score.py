@@ -66,7 +66,8 @@ def score(
     from reward.pool import check_pairs, score_parquet
     from reward.posterior_reward import STATE
 
-    if problems := model_problems("MODEL", model, statistics=not raw, steps=False):
+    problems = model_problems("MODEL", model, not raw, steps=False, otherwise="add --raw")
+    if problems:
         raise ConfigError(problems)
     calibration = None
     if calibrated:

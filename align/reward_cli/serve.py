@@ -108,7 +108,11 @@ def load_models(paths: Sequence[str], normalise: bool) -> dict[str, Callable[...
     from align.stages.rewards import model_problems
     from reward.process import load_reward
 
-    problems = [p for path in paths for p in model_problems("TARGETS", path, normalise)]
+    problems = [
+        problem
+        for path in paths
+        for problem in model_problems("TARGETS", path, normalise, otherwise="add --raw")
+    ]
     if problems:
         raise ConfigError(problems)
     return {path: load_reward(path, normalise=normalise) for path in paths}

@@ -55,7 +55,14 @@ def check_rewards(sections: Sequence[RewardSourceSection]) -> None:
             load_reward_function(section.function, kwargs=section.kwargs)
 
 
-def model_problems(where: str, path: str, statistics: bool, *, steps: bool = True) -> list[Problem]:
+def model_problems(
+    where: str,
+    path: str,
+    statistics: bool,
+    *,
+    steps: bool = True,
+    otherwise: str = "set normalise: false",
+) -> list[Problem]:
     """What is wrong with a reward model's directory, read without its weights.
 
     Args:
@@ -63,6 +70,7 @@ def model_problems(where: str, path: str, statistics: bool, *, steps: bool = Tru
         path: directory or hub id.
         statistics: whether it must carry its normalisation.
         steps: whether a process reward model will do.
+        otherwise: what does without the normalisation.
     """
     fault = model_fault(path)
     if fault:
@@ -77,7 +85,7 @@ def model_problems(where: str, path: str, statistics: bool, *, steps: bool = Tru
         what, _, fix = scores_steps(how).partition(" Fix: ")
         return [Problem(where, f"{path} {what}", fix)]
     if statistics and statistics_of(saved) is None:
-        fix = "train it with `align reward`, which saves them, or set normalise: false."
+        fix = f"train it with `align reward`, which saves them, or {otherwise}."
         return [Problem(where, f"{path} carries no normalisation statistics.", fix)]
     return []
 

@@ -11,7 +11,7 @@ from align.cli import main
 from align.report.reliability import before_and_after
 from reward.calibrate import load_calibration
 from reward.laplace import LastLayerLaplace
-from reward.model import RewardModel
+from reward.model import CONFIG_KEY, RewardModel
 from reward.posterior_reward import STATE
 from reward.score import head_parameters
 
@@ -51,6 +51,50 @@ def test_laplace_changes_no_margin(own, pairs_file, capsys):
     main_ok([*arguments, "--laplace"])
     assert load_calibration(own / STATE).temperature == pytest.approx(first, rel=1e-4)
     capsys.readouterr()
+
+
+@pytest.fixture
+def ranked_right(own, pairs_file, tmp_path):
+    """The pairs as the model ranks them: what a model gets of the pairs that trained it."""
+    scorer, file = RewardModel.load(own, normalise=False), tmp_path / "right.jsonl"
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    with file.open("w") as stream:
+        for row in rows:
+            pair = [row["chosen"], row["rejected"]]
+            worse, better = scorer.score([row["prompt"]] * 2, pair)
+            chosen, rejected = reversed(pair) if better > worse else pair
+            stream.write(json.dumps(row | {"chosen": chosen, "rejected": rejected}) + "\n")
+    return file
+
+
+def test_laplace_is_fitted_where_no_temperature_fits(own, ranked_right, capsys):
+    arguments = ["reward", "calibrate", str(own), "--data", str(ranked_right)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 3
+    assert "--method isotonic" in " ".join(capsys.readouterr().err.split())
+    main_ok([*arguments, "--laplace"])
+    captured = capsys.readouterr()
+    said = " ".join(captured.err.split())
+    assert "no calibration was fitted: all" in said
+    assert "ranked right" in said
+    assert str(own / STATE / "laplace.safetensors") in captured.out
+    assert not (own / STATE / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "serve"])
+def test_what_does_without_statistics_is_named_by_the_command(command, own, tmp_path, capsys):
+    file = own / "config.json"
+    saved = {key: value for key, value in json.loads(file.read_text()).items() if key != CONFIG_KEY}
+    file.write_text(json.dumps(saved))
+    (tmp_path / "data.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+    data = [str(tmp_path / "data.jsonl"), str(tmp_path / "out.parquet")]
+    arguments = data if command == "score" else ["--port", "0"]
+    with pytest.raises(SystemExit) as ended:
+        main(["reward", command, str(own), *arguments])
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2, said
+    assert "which saves them, or add --raw." in said
 
 
 @pytest.mark.parametrize(
