@@ -134,6 +134,9 @@ def check_trainer_args(trainer_class: type, values: Mapping[str, Any]) -> list[P
                 problems.append(
                     Problem(where, f"{value!r} does not fit: at least {LOWEST[key]} is expected.")
                 )
+            elif key == "max_steps" and read == 0:  # TRL would train one; -1 is its default
+                what = "0 does not fit: at least 1 is expected, or -1 to count epochs."
+                problems.append(Problem(where, what))
     return problems
 
 

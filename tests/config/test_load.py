@@ -92,6 +92,13 @@ def test_a_key_is_what_is_written(file):
     assert "`train` is there twice" in twice
 
 
+def test_no_steps_are_refused_and_the_default_is_not(file):
+    expected = "trainer.max_steps: 0 does not fit: at least 1 is expected, or -1"
+    assert expected in problems(SFTStage, file(GOOD), ["trainer.max_steps=0"])
+    for steps in (-1, 1):
+        load_config(SFTStage, file(GOOD), [f"trainer.max_steps={steps}"])
+
+
 def test_every_problem_is_reported_at_once(file):
     found = problems(
         SFTStage,
