@@ -25,6 +25,7 @@ from align.ppo.kl import AdaptiveKL, FixedKL
 from align.ppo.objectives import policy_loss, value_loss
 from align.run import open_run
 from align.stages.common import trainer_args
+from reward.model import RewardModel
 
 CHECKLIST = {
     "gamma": 1.0,
@@ -166,3 +167,24 @@ def test_positions_count_real_tokens_under_left_padding(make_rollout, tiny_token
             states = model.value_backbone(input_ids=ids).last_hidden_state[0, -length - 1 : -1]
             values = model.value_head(states).squeeze(-1)
             assert torch.allclose(whole.values[row, :length], values, atol=1e-4)
+
+
+def test_a_reward_model_reads_prompt_and_response(tmp_path, tiny_classifier, tiny_tokenizer):
+    model = tiny_classifier(seed=1)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    scorer = RewardModel.load(tmp_path, normalise=False)
+    texts = [("Where is my order? ", "On Monday."), ("I cannot log in. ", "On Monday.")]
+    said = [
+        ([{"role": "user", "content": p}], [{"role": "assistant", "content": c}]) for p, c in texts
+    ]
+    whole = [tiny_tokenizer(p + c + tiny_tokenizer.eos_token)["input_ids"] for p, c in texts]
+    whole += [
+        tiny_tokenizer.apply_chat_template([*p, *c], return_dict=True)["input_ids"] for p, c in said
+    ]
+    with torch.no_grad():
+        wanted = [model.eval()(torch.tensor([ids])).logits.item() for ids in whole]
+    for rows, expected in ((texts, wanted[:2]), (said, wanted[2:])):
+        scores = scorer.score(*zip(*rows, strict=True))
+        assert scores == pytest.approx(expected, abs=1e-4)
+        assert abs(scores[0] - scores[1]) > 1e-3  # one answer to two prompts
