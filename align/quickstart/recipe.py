@@ -245,20 +245,23 @@ def summarise(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     agree = [s["reward_model"]["annotator_consistency"]["rate"] for s in summaries]
     return {
         "seeds": [summary["seed"] for summary in summaries],
-        "win_rates": {name: over_seeds(values) for name, values in rates.items()},
+        "win_rates": {name: over_seeds(values, share=True) for name, values in rates.items()},
         "forgotten_nats": {name: over_seeds(values) for name, values in lost.items()},
-        "reward_model_accuracy": over_seeds(accuracy),
-        "annotator_consistency": over_seeds(agree),
+        "reward_model_accuracy": over_seeds(accuracy, share=True),
+        "annotator_consistency": over_seeds(agree, share=True),
         "runs": summaries,
     }
 
 
-def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean of one number over seeds; with two seeds or more, its 95% t-interval."""
+def over_seeds(values: list[float], *, share: bool = False) -> dict[str, Any]:
+    """Mean of one number over seeds; with two seeds or more, its 95% t-interval.
+
+    That of a `share` is cut off at 0 and 1.
+    """
     mean = sum(values) / len(values)
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None, "values": values}
-    interval = seeds_interval(values)
+    interval = seeds_interval(values, share=share)
     return {"mean": interval.value, "low": interval.low, "high": interval.high, "values": values}
 
 

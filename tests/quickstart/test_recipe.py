@@ -152,6 +152,13 @@ def test_an_unknown_judge_and_no_seed_are_refused(tmp_path):
         recipe.run_quickstart(tmp_path, judge="oracle")
     with pytest.raises(ConfigError, match="seeds"):
         recipe.run_quickstart(tmp_path, seeds=())
+    with pytest.raises(ConfigError, match="seeds: names a seed twice"):
+        recipe.run_quickstart(tmp_path, seeds=(0, 0))
     with pytest.raises(ConfigError, match="--guard: 'hope' is not available"):
         recipe.run_quickstart(tmp_path, guard="hope")
     assert not list(tmp_path.iterdir())
+
+
+def test_shares_over_seeds_end_at_0_and_1():
+    assert recipe.over_seeds([0.9, 1.0, 0.7], share=True)["high"] == 1.0
+    assert recipe.over_seeds([0.9, 1.0, 0.7])["high"] > 1.0
