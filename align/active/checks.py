@@ -15,6 +15,7 @@ from align.config.stages import ActiveStage
 from align.data.remote import is_store
 from align.errors import ConfigError, Problem, RewardError
 from align.rollout.open import check_rollout
+from align.stages.model_names import check_frozen
 from align.stages.peft_checks import check_peft
 from align.stages.preflight import gather, is_classifier, is_local, model_fault
 from feedback.acquisition import Annotator, Holdout
@@ -40,7 +41,12 @@ def check_active(config: ActiveStage) -> Chooser:
         if problems:
             raise ConfigError(problems)
 
-    gather(own, lambda: check_peft(config.peft, "reward", config.model.path))
+    model = config.model
+    gather(
+        own,
+        lambda: check_peft(config.peft, "reward", model.path),
+        lambda: check_frozen(model.freeze, model.path, "reward"),
+    )
     assert chooser is not None
     return chooser
 

@@ -16,6 +16,7 @@ from align.rollout.open import check_rollout
 from align.selftrain.fit import PolicyLearner, RewardEnsemble
 from align.stages.dpo import check_losses
 from align.stages.guard_checks import check_guards
+from align.stages.model_names import check_frozen
 from align.stages.package_checks import check_packages
 from align.stages.peft_checks import check_peft
 from align.stages.preflight import gather, is_classifier, is_local, model_fault
@@ -51,6 +52,7 @@ def check_selftrain(config: SelftrainStage) -> None:
     checks: list[Any] = [
         own,
         lambda: check_peft(config.peft, stage, config.model.path),
+        lambda: check_frozen(config.model.freeze, config.model.path, stage),
         lambda: check_guards(first_training(config, Path(config.run.dir or ""))),
     ]
     if policy and config.reward:

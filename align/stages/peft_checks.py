@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.config.sections import PeftSection
 from align.engine.models import peft_config
 from align.errors import ConfigError, ModelError, Problem
+from align.stages.model_names import module_names
 
 VIRTUAL_TOKENS = ("prefix_tuning", "prompt_tuning", "p_tuning")
 TARGETS = "peft.kwargs.target_modules"
@@ -104,38 +100,6 @@ def target_problems(kwargs: Mapping[str, Any], path: str, stage: str) -> Iterato
         linear = [name for name in last if not name.isdigit()]
         fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(linear)}."
         yield Problem(TARGETS, f"{path} has no module {target!r}.", fix)
-
-
-def module_names(path: str, stage: str) -> list[str]:
-    """Of a local model's modules, none of whose weights is made; empty where they are not known.
-
-    They are not for code of a model's own, for what is damaged (other checks say so), and for
-    experts, whose old names PEFT translates.
-    """
-    kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
-    try:
-        place = _base_of(path)
-        if place is None or "auto_map" in json.loads((place / "config.json").read_text("utf-8")):
-            return []
-        with torch.device("meta"):
-            model = kind.from_config(AutoConfig.from_pretrained(place, trust_remote_code=False))
-    except Exception:  # whatever a configuration makes a library raise, loading will say it
-        return []
-    if any(".experts" in name for name, _ in model.named_parameters()):
-        return []
-    return [name for name, _ in model.named_modules() if name]
-
-
-def _base_of(path: str) -> Path | None:
-    """The local model under adapters on adapters; None: there is none."""
-    seen: set[str] = set()
-    while path and path not in seen:
-        seen.add(path)
-        adapter = Path(path) / "adapter_config.json"
-        if not adapter.is_file():
-            return Path(path) if (Path(path) / "config.json").is_file() else None
-        path = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"] or ""
-    return None
 
 
 def _longest(names: list[str]) -> str:

@@ -25,6 +25,7 @@ from align.errors import (
     Problem,
 )
 from align.stages.guard_checks import check_guards
+from align.stages.model_names import check_frozen
 from align.stages.package_checks import check_packages
 from align.stages.peft_checks import check_peft
 
@@ -35,12 +36,13 @@ def check_start(config: TrainingStage) -> None:
     """Refuse what every training stage can refuse at once.
 
     Raises:
-        ConfigError: adapters or guards that cannot work, with every problem found.
+        ConfigError: adapters, frozen names or guards that cannot work, with every problem found.
         MissingDependencyError: a package that settings need is not installed.
         ModelError: the model's directory is missing or damaged.
     """
     gather(
         lambda: check_peft(config.peft, config.stage, config.model.path),
+        lambda: check_frozen(config.model.freeze, config.model.path, config.stage),
         lambda: check_guards(config),
     )
     check_packages(config.trainer, config.tracking.report_to)

@@ -187,6 +187,7 @@ def test_every_mistake_at_once(selftrain, cli, tmp_path):
         ("raft", {"loop": {"method": "rafd"}}, "loop.method: "),
         ("star", {"harvest": {"hint": "{answer}"}}, "harvest.hint: '{answer}' cannot be filled in"),
         ("raft", {"data": {"validation_fraction": 0.05}}, "held-out questions; at least 8"),
+        ("raft", {"model": {"freeze": ["lyers"]}}, "model.freeze: 'lyers' matches no parameter"),
         ("preferences", {"pseudo": {"path": None}}, "pseudo.path: names no pairs"),
         ("preferences", {"pseudo": {"tau": 0.7, "tau_last": 0.8}}, "tau_last 0.8 is above tau"),
         ("preferences", {"reward": [{"function": "a:b"}]}, "reward: labels are given by"),

@@ -100,6 +100,13 @@ def test_lora(name, stage, cli, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_frozen_names_that_are_none_are_refused_before_weights(name, stage, cli, hollow_model):
+    result = cli(*stage(name, f"model.path={hollow_model}", "model.freeze=['lyers']"))
+    assert result.code == 2, result.text
+    assert "model.freeze: 'lyers' matches no parameter" in result.text
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_frozen_weights_stay(name, stage, cli, world, tmp_path):
     result = cli(*stage(name, "model.freeze=['embed_tokens', 'layers.0.']"))
     assert result.code == 0, result.text

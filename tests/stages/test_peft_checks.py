@@ -10,7 +10,8 @@ from transformers import Qwen3MoeConfig
 
 from align.config.sections import PeftSection
 from align.errors import ConfigError
-from align.stages.peft_checks import check_peft, module_names, target_problems
+from align.stages.model_names import check_frozen, module_names
+from align.stages.peft_checks import check_peft, target_problems
 
 REFUSED = [
     (["q_proj", "v_prj"], "has no module 'v_prj'", "did you mean v_proj?"),
@@ -85,3 +86,23 @@ def test_neither_are_a_hubs_models_experts_and_layers_yet_to_be_made(policy_dir,
     assert list(target_problems(experts, str(tmp_path), "sft")) == []
     later = {"target_modules": ["layers.3.mlp.up_proj"], "layer_replication": [[0, 2], [0, 2]]}
     assert list(target_problems(later, str(policy_dir), "sft")) == []
+
+
+def test_frozen_names_that_a_model_has_not(policy_dir):
+    path = str(policy_dir)
+    with pytest.raises(ConfigError) as error:
+        check_frozen(["embed", "lyers", r"layers\.9\."], path, "sft")
+    lyers, ninth = error.value.problems
+    assert lyers.where == ninth.where == "model.freeze"
+    assert lyers.what == f"'lyers' matches no parameter of {path}."
+    assert ninth.what.startswith("'layers\\\\.9")
+    assert "names look like model.layers." in lyers.fix
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        check_frozen(["model", "lm_head"], path, "sft")
+
+
+def test_frozen_names_that_a_model_has(policy_dir, tmp_path):
+    check_frozen(["embed", r"layers\.0\."], str(policy_dir), "sft")
+    check_frozen(["score"], str(policy_dir), "reward")
+    check_frozen(["anything"], str(tmp_path / "nowhere"), "sft")  # other checks say so
+    check_frozen([], str(policy_dir), "sft")
