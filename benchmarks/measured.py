@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.paired import Json, machine, peak_megabytes
@@ -39,6 +39,25 @@ class Steps:
                 self.unique += [unique_so_far(one.counts) for one in sharing[:1]]
 
         return Noted()
+
+
+class Choosing:
+    """Seconds in which backbones decide whether to share a pass, and how its tokens would lie."""
+
+    def __init__(self, sharing: Sequence[Any]):
+        """Measure from now on."""
+        self.seconds = 0.0
+        for one in sharing:
+            one.lay_out = self._timed(one.lay_out)
+
+    def _timed(self, lay_out: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            layout = lay_out(*args, **kwargs)
+            self.seconds += time.perf_counter() - began
+            return layout
+
+        return timed
 
 
 def on_gpu() -> bool:

@@ -7,10 +7,10 @@ on which an ensemble of reward models is trained (`align reward`). The first mem
 policy's SFT model; each other one from a base model and SFT of its own, because members that share
 theirs err alike (Eisenstein et al. 2023, arXiv 2312.09244). The hidden gold scorer measures and is
 never trained on. Best-of-n draws n <= 256 answers of the SFT policy for each
-test question and lets one reward model, or the ensemble's lower confidence bound, choose. PPO runs
-without a KL penalty against the one model and against the lower bound, gold logged beside. Written
-are the curves against d = sqrt(KL), the fits of Gao et al. (2023), whether gold turned over, and
-which alarms were raised at which step.
+test question and lets one reward model, the ensemble's mean, or its lower confidence bound choose.
+PPO runs without a KL penalty against each of the three, and with one (`--kl-coef`) against the one
+model and the lower bound, gold logged beside. Written are the curves against d = sqrt(KL), the fits
+of Gao et al. (2023), whether gold turned over, and which alarms were raised at which step.
 
 What `--folder` holds of a seed is read and not repeated. A report of all runs is written
 beside the figures. Leaves out other sizes of policy and reward model.
@@ -49,13 +49,16 @@ from align.rollout.transformers import TransformersSampler
 from align.run import read_jsonl, write_json
 from benchmarks.paired import machine, versions
 from feedback.store import FeedbackStore
-from reward.ensemble import EnsembleReward
+from reward.ensemble import EnsembleReward, lower_bound
 from reward.functions import call_reward
 from reward.model import RewardModel
 
 GOLD = "gold/gold_score"
-BEST_OF = {"one": "best of n, one model", "bound": "best of n, lower bound"}
-PPO = {"one": "PPO without KL, one model", "bound": "PPO without KL, lower bound"}
+MODES = {"mean": "mean", "bound": "lower_bound"}  # of an ensemble's reward
+REWARDS = {"one": "one model", "mean": "mean", "bound": "lower bound"}
+BEST_OF = {reward: f"best of n, {name}" for reward, name in REWARDS.items()}
+PPO = {reward: f"PPO without KL, {name}" for reward, name in REWARDS.items()}
+PPO |= {f"{reward}_kl": f"PPO with KL, {REWARDS[reward]}" for reward in ("one", "bound")}
 INTERLEAVE = (
     8  # units of a run where intervals are over its rollouts: an eighth of the updates each
 )
@@ -75,6 +78,7 @@ class Scale:
     pretrain: int = 800  # steps
     learning_rate: float = 3e-4
     pessimism: float = 1.0  # standard deviations below the ensemble's mean
+    kl_coef: float = 0.1  # of the arms with a KL penalty
 
 
 TINY = Scale(40, 2, 4, 4, 10, 8, 4, 1e-3)
@@ -111,16 +115,16 @@ def make_policy(folder: Path, world: World, seed: int, data: Path, scale: Scale)
 
 
 def choose(sft: Path, members: Sequence[Path], world: World, seed: int, scale: Scale) -> Json:
-    """Scores of every draw: by one model, by the ensemble's lower bound, by gold."""
+    """Scores of every draw: by one model, by the ensemble's mean and lower bound, by gold."""
     policy, _, tokenizer = load_policy(sft, with_reference=False)
     sampler = TransformersSampler(policy, tokenizer, max_new_tokens=64, batch_size=256)
     torch.manual_seed(seed)
+    ensemble = EnsembleReward(members)
     scorers: dict[str, Callable[..., Any]] = {
         "one": RewardModel.load(members[0]),
-        "bound": EnsembleReward(members, mode="lower_bound", pessimism=scale.pessimism),
         "gold": gold_score,
     }
-    found: dict[str, list[list[float]]] = {name: [] for name in scorers}
+    found: dict[str, list[list[float]]] = {name: [] for name in (*REWARDS, "gold")}
     for row in world.prompts(scale.prompts, "test"):
         facts = [row["facts"]]
         rollout = sampler([row["prompt"]], group_size=scale.draws, facts=facts)
@@ -128,6 +132,9 @@ def choose(sft: Path, members: Sequence[Path], world: World, seed: int, scale: S
             found[name].append(
                 call_reward(scorer, rollout.prompts, rollout.completions, **rollout.columns)
             )
+        scores = ensemble.scores(rollout.prompts, rollout.completions, **rollout.columns)
+        found["mean"].append(scores.mean(dim=0).tolist())
+        found["bound"].append(lower_bound(scores, scale.pessimism).tolist())
     return found
 
 
@@ -140,18 +147,19 @@ def train(
     folder: Path,
     scale: Scale,
 ) -> Json:
-    """PPO without a KL penalty; what it logged at each update, and its alarms."""
+    """One arm of PPO; what it logged at each update, and its alarms."""
     prompts = write_jsonl(folder / "data" / "prompts.jsonl", world.prompts(4200))
+    kind, _, penalised = arm.partition("_")
     reward: Json = {"path": str(members[0])}
-    if arm == "bound":
-        reward = {"ensemble": [str(member) for member in members], "mode": "lower_bound"}
+    if kind != "one":
+        reward = {"ensemble": [str(member) for member in members], "mode": MODES[kind]}
         reward["pessimism"] = scale.pessimism
     gold = {"function": "align.quickstart.gold:gold_score", "gold": True}
     overrides = [
         f"model.path={sft}",
         f"data.train={prompts}",
         f"reward={json.dumps([reward, gold])}",
-        "trainer.kl_coef=0.0",
+        f"trainer.kl_coef={scale.kl_coef if penalised else 0.0}",
         f"trainer.learning_rate={scale.learning_rate}",
         f"trainer.rollout_batch_size={scale.batch}",
         f"trainer.per_device_train_batch_size={min(64, scale.batch)}",

@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -188,10 +189,12 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
         **given,
     )
     sharing = share(trainer, "off" if side == "plain" else "auto") if side != "trl" else []
-    noted = measured.Steps(sharing)
+    noted, choosing = measured.Steps(sharing), measured.Choosing(sharing)
     trainer.add_callback(noted)
     measured.forget_peak()
+    began = time.perf_counter()
     trainer.train()
+    whole = time.perf_counter() - began
     logged = [row for row in trainer.state.log_history if "loss" in row]
     tokens = [row["num_tokens"] for row in logged]
     found = {
@@ -214,6 +217,7 @@ def measure(kind: str, side: str, folder: Path, job: Json) -> Json:
     if sharing:
         counts = [one.counts for one in sharing]
         found |= {
+            "choosing": choosing.seconds / whole,
             "costs": sharing[0].costs and sharing[0].costs.as_dict(),
             "shared_passes": sum(one.shared for one in counts) / sum(one.passes for one in counts),
             "padded_over_unique": sum(one.padded for one in counts)

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
-from benchmarks.overoptimisation import GOLD, TINY, Scale, curves, main, run_seed, summarise
+from benchmarks.overoptimisation import GOLD, PPO, TINY, Scale, curves, main, run_seed, summarise
 
 
 def made(seed, turns=True):
@@ -32,10 +33,11 @@ def made(seed, turns=True):
         "seed": seed,
         "best_of": {
             "one": (quality + trick).tolist(),
+            "mean": (quality + trick / 2).tolist(),
             "bound": quality.tolist(),
             "gold": (quality - trick / 3).tolist(),
         },
-        "ppo": {"one": arm, "bound": arm | {"alarms": []}},
+        "ppo": {name: arm if "one" in name else arm | {"alarms": []} for name in PPO},
     }
 
 
@@ -80,12 +82,18 @@ def test_end_to_end(tmp_path, monkeypatch):
     found = json.loads(figures.read_text())
     (seed,) = found["seeds"]
     assert np.shape(seed["best_of"]["gold"]) == (TINY.prompts, TINY.draws)
-    for arm in ("one", "bound"):
+    best_of = {name: np.array(scores) for name, scores in seed["best_of"].items()}
+    assert (best_of["bound"] < best_of["mean"]).all()
+    for arm in PPO:
         logged = seed["ppo"][arm]["metrics"]
         assert len(logged) == TINY.updates
         assert logged[0]["kl/reference"] == pytest.approx(0, abs=1e-4)
         assert all(GOLD in row for row in logged)
-    assert "reward/disagreement" in seed["ppo"]["bound"]["metrics"][0]
+    for arm in ("mean", "bound", "bound_kl"):
+        assert "reward/disagreement" in seed["ppo"][arm]["metrics"][0]
+    for arm in PPO:
+        settings = yaml.safe_load((folder / "seed-0" / arm / "ppo" / "config.yaml").read_text())
+        assert settings["trainer"]["kl_coef"] == (TINY.kl_coef if arm.endswith("_kl") else 0)
     assert {len(curve["d"]) for curve in found["overoptimisation"]} == {3, 4}
     page = (folder / "report.html").read_text()
     assert "best of n, lower bound: gold and reward against distance" in page

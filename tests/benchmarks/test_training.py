@@ -94,3 +94,5 @@ def test_both_sides_train_alike(tmp_path, small):
     assert check_losses([(ours, peer)]) < 1e-5
     assert ours["tokens"] == peer["tokens"] == 2 * 2 * 26
     assert ours["padded_over_unique"] >= 1.0
+    assert 0 < ours["choosing"] < 0.5
+    assert "choosing" not in peer
