@@ -123,6 +123,9 @@ def _box(node: Node, x: float, y: float, height: int) -> Markup:
     if len(states) > 1 and worst != "completed":
         word = f"{states.count(worst)} of {len(states)} {word}"
     title, _, variant = family.label.partition(" · ")
+    taken = {26: 10.5 * len(title), 46: 8.7 * (len(word) + 2)}  # pixels of the two first lines
+    line = min(taken, key=lambda one: taken[one])
+    note = clip(variant, int((WIDTH - 40 - taken[line]) / 7))
     facts = [_time(family), clip(_device(family), 25)]
     if node.data:
         more = f" +{len(node.data) - 1}" if len(node.data) > 1 else ""
@@ -133,7 +136,7 @@ def _box(node: Node, x: float, y: float, height: int) -> Markup:
         tag("rect", width=WIDTH, height=height, rx=9, class_="card"),
         tag("rect", x=0, y=11, width=4, height=height - 22, rx=2, class_="stripe"),
         tag("text", title, x=16, y=26, class_="name"),
-        tag("text", clip(variant, 18 - len(title)), x=WIDTH - 12, y=26, class_="note"),
+        tag("text", note, x=WIDTH - 12, y=line, class_="note"),
         tag("text", f"{sign} {word}", x=16, y=46, class_=f"state {worst}"),
         *(
             tag("text", fact, x=16, y=65 + 18 * row, class_="fact")

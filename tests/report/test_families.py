@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from align.report.collect import collect
 from align.report.evidence import seed_label
 from align.report.families import display_name, make_families, short_path, trace
 from align.report.notices import find_notices
+from align.report.pipeline import draw_pipeline
 from align.report.reward import reward_evidence
 
 
@@ -142,3 +144,14 @@ def test_short_paths():
     assert short_path("runs/a/model") == "a"
     assert short_path("org/name") == "name"
     assert short_path("") == ""
+
+
+def test_what_sets_a_box_apart_stands_beside_nothing_it_would_cover(pipeline, tmp_path):
+    pipeline(seed=1)
+    other = pipeline(seed=2)
+    for stage in ("reward", "dpo"):
+        change_config(other[stage], "warmup_steps", 17)
+    picture = str(draw_pipeline(trace(make_families(collect([tmp_path / "runs"])))))
+    notes = re.findall(r'<text x="162" y="(\d+)" class="note">(warm[^<]*)</text>', picture)
+    assert {words for line, words in notes if line == "26"} == {"warmup_steps…"}  # beside PPO
+    assert {words for line, words in notes if line == "46"} == {"warm…"}  # below Reward model
