@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def waits(prompts, completions, **columns):
 """
 
 
+@pytest.fixture
+def heard():
+    """SIGINT raises KeyboardInterrupt, although a shell's `&` lets its children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("name", "said"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM")])
 def test_an_evaluation_says_how_to_go_on(name, said, cli, world, tmp_path):
     (tmp_path / "tiny_rewards.py").write_text(JUDGE.format(name=name))
