@@ -8,9 +8,9 @@ policy's SFT model; each other one from a base model and SFT of its own, because
 theirs err alike (Eisenstein et al. 2023, arXiv 2312.09244). The hidden gold scorer measures and is
 never trained on. Best-of-n draws n <= 256 answers of the SFT policy for each
 test question and lets one reward model, the ensemble's mean, or its lower confidence bound choose.
-PPO runs without a KL penalty against each of the three, and with one (`--kl-coef`) against the one
-model and the lower bound, gold logged beside. Written are the curves against d = sqrt(KL), the fits
-of Gao et al. (2023), whether gold turned over, and which alarms were raised at which step.
+PPO runs against each of the three without a KL penalty and with one (`--kl-coef`), gold logged
+beside. Written are the curves against d = sqrt(KL), the fits of Gao et al. (2023), whether gold
+turned over, and which alarms were raised at which step.
 
 What `--folder` holds of a seed is read and not repeated. A report of all runs is written
 beside the figures. Leaves out other sizes of policy and reward model.
@@ -58,7 +58,7 @@ MODES = {"mean": "mean", "bound": "lower_bound"}  # of an ensemble's reward
 REWARDS = {"one": "one model", "mean": "mean", "bound": "lower bound"}
 BEST_OF = {reward: f"best of n, {name}" for reward, name in REWARDS.items()}
 PPO = {reward: f"PPO without KL, {name}" for reward, name in REWARDS.items()}
-PPO |= {f"{reward}_kl": f"PPO with KL, {REWARDS[reward]}" for reward in ("one", "bound")}
+PPO |= {f"{reward}_kl": f"PPO with KL, {name}" for reward, name in REWARDS.items()}
 INTERLEAVE = (
     8  # units of a run where intervals are over its rollouts: an eighth of the updates each
 )
