@@ -97,12 +97,7 @@ def difference_interval(
     Raises:
         DataError: no values, NaN, lengths that differ, or a difference outside [-1, 1].
     """
-    x = _numbers(values, "values")
-    w = np.ones_like(x) if weights is None else _numbers(weights, "weights")
-    if x.shape != w.shape:
-        raise DataError(f"{x.size} values came with {w.size} weights.")
-    if w.sum() <= 0 or w.min() < 0:
-        raise DataError("weights are counts: none negative, not all zero.")
+    x, w = _weighted(values, weights)
     if (abs(x) > w * (1 + 1e-9)).any():
         raise DataError(f"differences of shares lie in [-1, 1]; found {x.min()} to {x.max()}.")
     each = w.mean()
@@ -137,12 +132,7 @@ def bootstrap_interval(
     Raises:
         DataError: no values, NaN, or lengths that differ.
     """
-    x = _numbers(values, "values")
-    w = np.ones_like(x) if weights is None else _numbers(weights, "weights")
-    if x.shape != w.shape:
-        raise DataError(f"{x.size} values came with {w.size} weights.")
-    if w.sum() <= 0 or w.min() < 0:
-        raise DataError("bootstrap weights are counts: none negative, not all zero.")
+    x, w = _weighted(values, weights)
     estimate = float(x.sum() / w.sum())
     draws = []
     generator = np.random.default_rng(seed)
@@ -242,6 +232,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def _weighted(values: Numbers, weights: Numbers | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values and their weights, 1 each by default, both (n,)."""
+    x = _numbers(values, "values")
+    w = np.ones_like(x) if weights is None else _numbers(weights, "weights")
+    if x.shape != w.shape:
+        raise DataError(f"{x.size} values came with {w.size} weights.")
+    if w.sum() <= 0 or w.min() < 0:
+        raise DataError("weights are counts: none negative, not all zero.")
+    return x, w
 
 
 def _numbers(values: Numbers, name: str) -> np.ndarray:

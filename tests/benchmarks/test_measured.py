@@ -67,15 +67,9 @@ def test_unique_tokens_count_after_the_first_step_and_only_where_all_were_shared
     assert measured.unique_medians([found, {}]) == {}
 
 
-def test_an_arm_on_a_gpu_says_its_memory_and_unique_tokens(tmp_path, monkeypatch, gpu):
-    settings = {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
-    }  # fmt: skip
-    (tmp_path / "small.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(training, "MODELS", tmp_path)
+def test_an_arm_on_a_gpu_says_its_memory_and_unique_tokens(tmp_path, monkeypatch, gpu, small):
     monkeypatch.setattr(prefix, "counted_costs", lambda _: None)  # share every batch
-    training.prepare(tmp_path / "made", "small", training.made_pairs(20, 5, 8), words=True)
+    training.prepare(tmp_path / "made", small, training.made_pairs(20, 5, 8), words=True)
     job = {"steps": 3, "threads": 1, "args": {"per_device_train_batch_size": 2}}
     ours, peer = (training.measure("DPO", side, tmp_path / "made", job) for side in ("ours", "trl"))
     assert ours["peak_mb"] == peer["peak_mb"] == 3.0

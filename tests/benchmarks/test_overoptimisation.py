@@ -97,6 +97,9 @@ def test_end_to_end(tmp_path, monkeypatch):
     assert "reward/disagreement" in seed["ppo"]["mean"]["metrics"][0]
     for arm in ARMS:
         settings = yaml.safe_load((folder / "seed-0" / arm / "ppo" / "config.yaml").read_text())
+        trained_on = settings["reward"][0]
+        assert (trained_on["ensemble"] is None) == (arm == "one_kl")
+        assert trained_on["mode"] == ("mean" if arm == "mean" else "lower_bound")  # the default
         assert settings["trainer"]["kl_coef"] == (TINY.kl_coef if arm.endswith("_kl") else 0)
     assert {len(curve["d"]) for curve in found["overoptimisation"]} == {3, 4}
     page = (folder / "report.html").read_text()

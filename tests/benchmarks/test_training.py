@@ -8,7 +8,7 @@ import json
 import pytest
 
 from align.engine import prefix
-from benchmarks import batches, sft, training
+from benchmarks import batches, sft
 from benchmarks.training import (
     check_losses,
     figures_of,
@@ -51,18 +51,6 @@ def test_rows_have_the_tokens_that_are_asked_for(tmp_path):
         stream.writelines(json.dumps(row) + "\n" for row in dialogues)
     (pair,) = hh_pairs(tmp_path / "hh.gz")
     assert pair == {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " b", "rejected": " c"}
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """The name of a model that trains in a moment."""
-    settings = {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
-    }  # fmt: skip
-    (tmp_path / "small.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(training, "MODELS", tmp_path)
-    return "small"
 
 
 def test_pairs_of_one_prompt_stand_together():
