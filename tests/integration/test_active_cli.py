@@ -211,7 +211,10 @@ def test_every_mistake_at_once_before_weights_are_read(config, cli, hollow_model
         ),
         ({"acquisition": {"holdout": 0.001}}, "acquisition.holdout: 0.001 of 28 prompts holds 0"),
         ({"trainer": {"learning_rte": 1}}, "trainer.learning_rte: RewardConfig has no such key"),
-        ({"model": {"freeze": ["lyers"]}}, "model.freeze: 'lyers' matches no parameter"),
+        (  # with the others, not by the first round's training
+            {"model": {"freeze": ["lyers"]}, "annotators": {"truth": "/no/model"}},
+            "model.freeze: 'lyers' matches no parameter",
+        ),
     ],
 )
 def test_a_mistake_is_named(sections, words, config, cli):
