@@ -268,6 +268,15 @@ def peft_config(method: str, kwargs: dict[str, Any], task: str) -> peft.PeftConf
         ) from error
 
 
+def find_frozen(patterns: Sequence[str], names: Sequence[str]) -> dict[str, set[str]]:
+    """The names that each regular expression finds, anywhere in them.
+
+    Raises:
+        re.error: a pattern is malformed.
+    """
+    return {one: {name for name in names if re.search(one, name)} for one in patterns}
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     """Freeze the parameters whose name a regular expression finds; returns how many.
 
@@ -275,20 +284,19 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
         ModelError: a pattern is malformed, matches nothing, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    frozen: set[str] = set()
-    for pattern in patterns:
-        try:
-            matched = {name for name in names if re.search(pattern, name)}
-        except re.error as error:
-            raise ModelError(
-                f"model.freeze: {pattern!r} is no regular expression: {error}."
-            ) from None
+    try:
+        found = find_frozen(patterns, names)
+    except re.error as error:
+        raise ModelError(
+            f"model.freeze: {error.pattern!r} is no regular expression: {error}."
+        ) from None
+    for pattern, matched in found.items():
         if not matched:
             shown = ", ".join(names[:4])
             raise ModelError(
                 f"model.freeze: {pattern!r} matches no parameter. Names look like {shown}, ..."
             )
-        frozen |= matched
+    frozen = set().union(*found.values())
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

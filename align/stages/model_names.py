@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from align.engine.models import find_frozen
 from align.errors import ConfigError, Problem
 
 
@@ -30,12 +30,14 @@ def check_frozen(patterns: Sequence[str], path: str, stage: str) -> None:
     names = parameter_names(path, stage) if patterns else []
     if not names:
         return
-    idle = [one for one in patterns if not any(re.search(one, name) for name in names)]
+    found = find_frozen(patterns, names)
     shown = f"names look like {max(names, key=lambda name: (name.count('.'), name))}."
     problems = [
-        Problem("model.freeze", f"{one!r} matches no parameter of {path}.", shown) for one in idle
+        Problem("model.freeze", f"{one!r} matches no parameter of {path}.", shown)
+        for one, matched in found.items()
+        if not matched
     ]
-    if all(any(re.search(one, name) for one in patterns) for name in names):
+    if set().union(*found.values()) == set(names):
         problems.append(Problem("model.freeze", "leaves nothing to train.", "freeze less."))
     if problems:
         raise ConfigError(problems)
